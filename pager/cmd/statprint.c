@@ -131,7 +131,7 @@ static json_t *servers_json(const struct statpage *p)
 
 json_t *statpage_json(const struct statpage *p)
 {
-	json_t *root = json_object(), *faults = json_object(), *pages = json_object();
+	json_t *root = json_object(), *faults = json_object();
 
 	set_uint(root, "pid", p->pid);
 	json_object_set_new(root, "command", json_string(p->command));
@@ -144,11 +144,10 @@ json_t *statpage_json(const struct statpage *p)
 		set_uint(faults, kind_names[i], p->faults[i]);
 	set_uint(faults, "failed", p->faults_failed);
 	json_object_set_new(root, "faults", faults);
-	set_uint(pages, "prefetched", p->prefetched);
-	set_uint(pages, "evicted", p->evicted);
-	set_uint(pages, "written", p->written);
-	set_uint(pages, "discarded", p->discarded);
-	json_object_set_new(root, "pages", pages);
+	set_uint(root, "prefetched", p->prefetched);
+	set_uint(root, "evicted", p->evicted);
+	set_uint(root, "written", p->written);
+	set_uint(root, "discarded", p->discarded);
 	set_uint(root, "bytes_in", p->bytes_in);
 	set_uint(root, "bytes_out", p->bytes_out);
 	set_uint(root, "forks", p->forks);
