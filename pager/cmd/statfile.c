@@ -16,8 +16,8 @@ static void page_path(pid_t pid, char path[64])
 	snprintf(path, 64, "%s/%s%d", STATPAGE_DIR, STATPAGE_PREFIX, (int)pid);
 }
 
-/* Field 22 of /proc/PID/stat; the name before it may hold spaces and parentheses. */
-static int process_start(pid_t pid, uint64_t *start)
+/* Fields 3 and 22 of /proc/PID/stat; the name before them may hold spaces and parentheses. */
+static int process_start(pid_t pid, uint64_t *start, char *state)
 {
 	char path[64], text[1024];
 	unsigned long long value;
@@ -30,8 +30,8 @@ static int process_start(pid_t pid, uint64_t *start)
 	close(fd);
 	text[n > 0 ? n : 0] = 0;
 	char *after = strrchr(text, ')');
-	if (!after || sscanf(after + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu",
-			     &value) != 1)
+	if (!after || sscanf(after + 1, " %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu", state,
+			     &value) != 2)
 		return -ESRCH;
 	*start = value;
 	return 0;
@@ -66,8 +66,8 @@ static int read_page(const char *path, struct statpage *page)
 int statfile_read(pid_t pid, struct statpage *page)
 {
 	uint64_t start;
-	char path[64];
-	int err = process_start(pid, &start);
+	char path[64], state;
+	int err = process_start(pid, &start, &state);
 
 	if (err)
 		return err;
@@ -93,12 +93,17 @@ void statfile_unlink(pid_t pid)
 	unlink(path);
 }
 
-/* A file whose process is gone or another one now: by its whole content, so that no file of someone else's is removed. */
-static bool is_stale(pid_t pid, const struct statpage *page)
+/* Whose page is this? A process that has ended but was not yet waited for keeps its page, for `coal run --stats'. */
+enum owner { LIVING, ENDED, GONE };
+
+static enum owner owner_of(pid_t pid, const struct statpage *page)
 {
 	uint64_t start;
+	char state;
 
-	return process_start(pid, &start) || page->start_time != start;
+	if (process_start(pid, &start, &state) || page->start_time != start)
+		return GONE;
+	return state == 'Z' || state == 'X' ? ENDED : LIVING;
 }
 
 static pid_t parse_name(const char *name)
@@ -147,10 +152,16 @@ int statfile_list(pid_t **pids, size_t *count)
 		page_path(pid, path);
 		if (read_page(path, &page))
 			continue;
-		if (is_stale(pid, &page))
-			statfile_unlink(pid);
-		else
+		switch (owner_of(pid, &page)) {
+		case LIVING:
 			err = append(pids, count, pid);
+			break;
+		case ENDED:
+			break;
+		case GONE:
+			statfile_unlink(pid);
+			break;
+		}
 	}
 	closedir(dir);
 	if (*count)

@@ -129,7 +129,7 @@ static void print_server(const struct top *top, const struct stat_server *s, con
 	char rtt[16];
 
 	format_us(s->rtt_ns, s->rtt_ns, rtt);
-	printf("        %-24.24s %s%-12s%s rtt %8s us     %7.1f %7.1f\n", s->name,
+	printf("    %-31.31s %s%-12s%s rtt %8s us %7.1f %7.1f\n", s->name,
 	       colour(top, s->state == SERVER_UP ? "\033[32m" : "\033[31m"), server_state_name(s->state), colour(top, "\033[0m"), rtt,
 	       in, out);
 }
@@ -151,7 +151,7 @@ static void print_process(const struct top *top, const struct process *p, const 
 	format_us(hist_quantile(&h, 0.5), any, p50);
 	format_us(hist_quantile(&h, 0.99), any, p99);
 	format_count((double)(all_faults(now) - (was ? all_faults(was) : 0)) / seconds, faults);
-	printf("%7d %-15.15s %8s %8s %8s %8s %8s %7.1f %7.1f\n", (int)p->pid, now->command, coal_format_size(now->resident_bytes, resident),
+	printf("%7d %-11.11s %8s %8s %8s %8s %8s %7.1f %7.1f\n", (int)p->pid, now->command, coal_format_size(now->resident_bytes, resident),
 	       coal_format_size(now->remote_bytes, remote), faults, p50, p99,
 	       (double)(now->bytes_in - (was ? was->bytes_in : 0)) / seconds / 1e6,
 	       (double)(now->bytes_out - (was ? was->bytes_out : 0)) / seconds / 1e6);
@@ -168,7 +168,7 @@ static void print_picture(const struct top *top, const struct sample *s, const s
 	if (!top->batch)
 		printf("\033[H\033[J");
 	printf("coal top  %s  %zu %s%s\n", clock, s->count, s->count == 1 ? "process" : "processes", top->batch ? "" : "  (q quits)");
-	printf("%s%7s %-15s %8s %8s %8s %8s %8s %7s %7s%s\n", colour(top, "\033[7m"), "PID", "COMMAND", "RESIDENT", "REMOTE",
+	printf("%s%7s %-11s %8s %8s %8s %8s %8s %7s %7s%s\n", colour(top, "\033[7m"), "PID", "COMMAND", "RESIDENT", "REMOTE",
 	       "FAULTS/S", "P50 us", "P99 us", "IN MB/S", "OUT", colour(top, "\033[0m"));
 	for (size_t i = 0; i < s->count; i++)
 		print_process(top, &s->list[i], old, s->at_ns);
