@@ -411,7 +411,7 @@ def test_ctrl_z_stops_the_job_and_fg_goes_on(terminal):
     terminal.type("fg\n")
     terminal.until("coal run")
     terminal.type("hello\n")
-    terminal.until("hello\r\nhello\r\n")
+    terminal.until(r"(?s)hello\r\n.*hello\r\n")
     terminal.type("\x04")
     terminal.until("ready> ")
 
