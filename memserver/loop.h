@@ -28,6 +28,7 @@ struct ms_loop {
 	struct ms_conn_list conns;
 	_Atomic uint32_t nconns;
 	uint64_t deadline; /* ms: no connection has to be looked at before */
+	uint32_t spins; /* how often it is worth to look again before sleeping */
 	bool draining;
 };
 
