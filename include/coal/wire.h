@@ -70,6 +70,8 @@ enum coal_wire_op {
 	COAL_WIRE_STAT = 10,   /* reply: coal_wire_stat */
 	COAL_WIRE_PING = 11,   /* payload of up to one page; reply: the same bytes */
 	COAL_WIRE_BYE = 12,    /* reply: empty, then the connection closes */
+	COAL_WIRE_LEASE = 13,  /* arg: this client's lease from now on, in ms, at most welcome.lease_ms; reply arg: what holds.
+	                          A process that ends asks for 0, so that its memory is freed when it is gone. */
 };
 
 enum coal_wire_status {

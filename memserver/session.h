@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * session.h - one connection's conversation, as bytes in and bytes out: no sockets here, so that tests and the fuzzer can
+ * drive it from memory.
+ *
+ *	ms_session_space() + ms_session_received()   bytes that came in; complete requests are applied
+ *	ms_session_output() + ms_session_sent()      bytes to go out
+ *	ms_session_run()                             go on with requests that waited for room in the output
+ *
+ * A session belongs to one thread. Only ms_session_fence() may be called by others (with ms_server.lock held).
+ */
+#ifndef MEMSERVER_SESSION_H
+#define MEMSERVER_SESSION_H
+
+#include "server.h"
+
+#include <stdbool.h>
+
+#define MS_BUFFER_BASE (16u << 10)  /* what every connection has for input */
+#define MS_BUFFER_KEEP (576u << 10) /* larger buffers are freed as soon as they are empty */
+#define MS_OUTPUT_MAX (COAL_WIRE_MAX_LENGTH + 4096u) /* requests wait while more than this would; at half of it reading stops */
+
+enum ms_state {
+	MS_EXPECT_HELLO,
+	MS_EXPECT_AUTH,
+	MS_EXPECT_ATTACH,
+	MS_ATTACHED,
+	MS_ENDING, /* nothing more is read; what is in the output goes out, then the connection closes */
+};
+
+struct ms_buffer {
+	uint8_t *bytes;
+	size_t start, end, size; /* bytes [start, end) wait */
+};
+
+struct ms_session {
+	struct ms_server *server;
+	enum ms_state state;
+	enum ms_reason reason; /* why it is ending */
+	struct ms_buffer in, out;
+	size_t skip; /* bytes of a payload for which there was no memory, still to be thrown away */
+	uint8_t nonces[2][COAL_WIRE_NONCE_SIZE]; /* the client's, ours */
+	char peer[112]; /* for the log */
+
+	/* Called once, by any thread, with ms_server.lock held: the session was fenced. May be NULL. */
+	void (*wake)(struct ms_session *session);
+
+	_Atomic int fenced; /* enum ms_reason */
+	/* Guarded by ms_server.lock. */
+	struct ms_client *client;
+	uint32_t lane;
+};
+
+/* 0 or -ENOMEM. peer is copied. */
+int ms_session_init(struct ms_session *session, struct ms_server *server, const char *peer);
+/* Detach from the client, free the buffers. */
+void ms_session_close(struct ms_session *session, uint64_t now);
+
+/* Whether bytes are wanted; not while many replies wait to be sent. */
+bool ms_session_wants(const struct ms_session *session);
+/* Where bytes may be received, and how many. */
+size_t ms_session_space(struct ms_session *session, void **to);
+void ms_session_received(struct ms_session *session, size_t n, uint64_t now);
+void ms_session_run(struct ms_session *session, uint64_t now);
+size_t ms_session_output(const struct ms_session *session, const void **from);
+void ms_session_sent(struct ms_session *session, size_t n);
+
+/* End the conversation for a reason, without a reply. */
+void ms_session_end(struct ms_session *session, enum ms_reason reason);
+/* Whether bytes of an unfinished message are waiting. */
+bool ms_session_in_message(const struct ms_session *session);
+/* From now on nothing of this session is applied; its client is no longer its. */
+void ms_session_fence(struct ms_session *session, enum ms_reason reason);
+
+#endif

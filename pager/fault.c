@@ -1,0 +1,319 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * fault.c - fault intake: reads the userfaultfd, decides by the page's state, fetches what is remote.
+ *
+ * A fault that can't be served at once (no slot, no frame, no promise yet) is deferred and tried again whenever something
+ * changed; after the pool's bound it fails. While faults are coming the thread polls for a short time before it sleeps,
+ * because waking an idle processor costs more than serving the fault.
+ */
+#include "pager.h"
+#include <errno.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
+#include <sys/sysinfo.h>
+#include <unistd.h>
+
+#define BATCH 16
+#define DEFERRED_MAX 1024
+#define SPIN_NS 20000u
+
+struct fault {
+	uintptr_t addr;
+	uint64_t start;
+	bool write, protected;
+};
+
+static struct fault deferred[DEFERRED_MAX];
+static unsigned ndeferred;
+
+static struct io *free_io; /* one for each fetch frame that is under way */
+
+static struct io *take_io(void)
+{
+	struct io *io = free_io;
+
+	if (io)
+		free_io = io->next;
+	else
+		io = mem_map(sizeof(*io), MEM_META);
+	return io;
+}
+
+static void record(enum stat_kind kind, uint64_t start)
+{
+	hist_add(&pager.stat->kind[kind], os->now() - start);
+	stat_add(faults[kind], 1);
+}
+
+static void smooth_rtt(struct stat_server *stat, uint64_t ns)
+{
+	uint32_t old = stat->rtt_ns;
+
+	stat->rtt_ns = old ? (uint32_t)((7ull * old + ns) / 8) : (uint32_t)ns;
+}
+
+static void fetch_done(struct io *io)
+{
+	struct pool *pool = io->pool;
+	uint32_t frame = io->frame[0];
+	struct frame *f = &pool->fetch.frame[frame];
+	struct mapping *m = &pager.mapping[f->mapping];
+	uint64_t came = os->now();
+
+	pthread_mutex_lock(&pool->lock);
+	struct server *server = page_server(m, f->page);
+	if (io->status && server)
+		server_complain(server, page_addr(m, f->page));
+	page_finish_fetch(m, f->page, frame, io->status);
+	frame_release(&pool->fetch, frame);
+	if (!io->status) {
+		pool_count(pool, faults_read, 1);
+		stat_add(bytes_in, PAGE_SIZE);
+	}
+	pthread_mutex_unlock(&pool->lock);
+	if (!io->status && server) {
+		uint64_t end = os->now();
+		hist_add(&pager.stat->stage[STAGE_WIRE], came - io->start);
+		hist_add(&pager.stat->stage[STAGE_INSTALL], end - came);
+		hist_add(&pager.stat->kind[STAT_READ], end - f->start);
+		stat_add(faults[STAT_READ], 1);
+		smooth_rtt(server->stat, came - io->start);
+		__atomic_fetch_add(&server->stat->bytes_in, PAGE_SIZE, __ATOMIC_RELAXED);
+		__atomic_fetch_add(&server->stat->requests, 1, __ATOMIC_RELAXED);
+	}
+	io->next = free_io;
+	free_io = io;
+}
+
+/* REMOTE: ask its memserver. Under pool->lock. */
+static int start_fetch(struct mapping *m, uint64_t page, const struct fault *fault)
+{
+	struct pool *pool = m->pool;
+	struct server *server = page_server(m, page);
+
+	if (server->state == SERVER_LOST) {
+		server_complain(server, page_addr(m, page));
+		page_fail(m, page);
+		return 0;
+	}
+	uint32_t frame = frame_take(&pool->fetch);
+	struct io *io = frame == SLOT_NONE ? NULL : take_io();
+	int err = io ? page_start_fetch(m, page, frame, fault->write ? PF_WANT_WRITE : 0) : -EAGAIN;
+	if (err) {
+		if (frame != SLOT_NONE)
+			frame_release(&pool->fetch, frame);
+		if (io) {
+			io->next = free_io;
+			free_io = io;
+		}
+		return err;
+	}
+	pool->fetch.frame[frame].start = fault->start;
+	io_init(io, COAL_WIRE_READ, fetch_done);
+	io->pool = pool;
+	io->frame[0] = frame;
+	io_add(io, (m->base >> PAGE_SHIFT) + page, frame_memory(&pool->fetch, frame));
+	io->start = os->now();
+	io->deadline = io->start + pool->fail_ns;
+	hist_add(&pager.stat->stage[STAGE_INTAKE], io->start - fault->start);
+	lane_submit(&server->lane[LANE_FAULT], io);
+	return 0;
+}
+
+static int install_zero(struct mapping *m, uint64_t page, const struct fault *fault)
+{
+	int err = fault->write ? pool_promise(m, page) : 0;
+
+	if (!err)
+		err = page_install_zero(m, page, fault->write);
+	if (!err) {
+		pool_count(m->pool, faults_zero, 1);
+		record(STAT_ZERO, fault->start);
+	}
+	return err;
+}
+
+/* CLEAN or DIRTY: the first store to a clean page; or a fault that was served meanwhile. */
+static int touch_resident(struct mapping *m, uint64_t page, const struct fault *fault)
+{
+	if (fault->protected) {
+		int err = page_allow_write(m, page);
+		if (!err) {
+			pool_count(m->pool, faults_write, 1);
+			record(STAT_WRITE, fault->start);
+		}
+		return err;
+	}
+	if (!os->present(page_addr(m, page))) {
+		page_vanished(m, page);
+		return install_zero(m, page, fault);
+	}
+	return os->wake(page_addr(m, page), PAGE_SIZE);
+}
+
+static int serve_locked(struct mapping *m, uint64_t page, const struct fault *fault)
+{
+	struct page *p = &m->page[page];
+	int err;
+
+	switch (p->state) {
+	case PAGE_ZERO:
+		return fault->protected ? os->wake(page_addr(m, page), PAGE_SIZE) : install_zero(m, page, fault);
+	case PAGE_REMOTE:
+		return start_fetch(m, page, fault);
+	case PAGE_FETCHING:
+		p->flags &= (uint8_t)~PF_PREFETCH;
+		if (fault->write)
+			p->flags |= PF_WANT_WRITE;
+		return 0;
+	case PAGE_CLEAN:
+	case PAGE_DIRTY:
+		return touch_resident(m, page, fault);
+	case PAGE_LEAVING:
+		err = page_rescue(m, page);
+		if (!err) {
+			pool_count(m->pool, faults_soft, 1);
+			record(STAT_SOFT, fault->start);
+		}
+		return err;
+	case PAGE_FAILED:
+		return os->fail(page_addr(m, page));
+	default:
+		return os->wake(page_addr(m, page), PAGE_SIZE);
+	}
+}
+
+/* A fault that waited too long, or for which there is no room: the thread gets SIGBUS. */
+static void give_up(struct mapping *m, uint64_t page, int err)
+{
+	static bool told;
+	uintptr_t addr = page_addr(m, page);
+	uint8_t state = m->page[page].state;
+
+	if (state == PAGE_FAILED || state == PAGE_HOLE || state == PAGE_FETCHING)
+		return;
+	for (unsigned i = 0; err != -ENOSPC && i < m->pool->nservers; i++)
+		if (m->pool->server[i].state != SERVER_UP)
+			server_complain(&m->pool->server[i], addr);
+	if (err == -ENOSPC && !told)
+		log_err("no memserver of the pool has room for the page at %#lx, so its access gets SIGBUS; give the memservers "
+			"more --capacity, or reserve memory before it is used", (unsigned long)addr);
+	told |= err == -ENOSPC;
+	if (state == PAGE_CLEAN || state == PAGE_DIRTY)
+		page_refuse(m, page);
+	else
+		page_fail(m, page);
+}
+
+/* -EAGAIN: defer it. */
+static int serve(const struct fault *fault, bool last)
+{
+	struct mapping *m = range_find(fault->addr);
+	int err;
+
+	if (!m) { /* unmapped meanwhile: let the thread see for itself */
+		os->wake(fault->addr, PAGE_SIZE);
+		return 0;
+	}
+	struct pool *pool = m->pool;
+	uint64_t page = (fault->addr - m->base) >> PAGE_SHIFT;
+	pthread_mutex_lock(&pool->lock);
+	err = serve_locked(m, page, fault);
+	if (err == -EAGAIN && pool->resident >= pool->budget && evict_make_room(pool))
+		err = serve_locked(m, page, fault);
+	if (err == -ENOSPC || (err == -EAGAIN && last))
+		give_up(m, page, err);
+	if (err == -EAGAIN)
+		pool->slot_waiters = true;
+	bool low = pool->budget - pool->resident < evict_low(pool) || pool->slot_waiters;
+	pthread_mutex_unlock(&pool->lock);
+	if (low)
+		evict_kick(pool);
+	if (err == -EAGAIN && !last)
+		return err;
+	if (err && err != -EAGAIN && err != -ENOSPC)
+		os->wake(fault->addr, PAGE_SIZE);
+	return 0;
+}
+
+static uint64_t fault_bound(const struct fault *fault)
+{
+	struct mapping *m = range_find(fault->addr);
+
+	return m ? m->pool->fail_ns : 0;
+}
+
+static uint64_t retry_deferred(void)
+{
+	uint64_t next = UINT64_MAX, now = os->now();
+	unsigned n = ndeferred;
+
+	ndeferred = 0;
+	for (unsigned i = 0; i < n; i++) {
+		struct fault fault = deferred[i];
+		uint64_t until = fault.start + fault_bound(&fault);
+		if (serve(&fault, now >= until)) {
+			deferred[ndeferred++] = fault;
+			next = until < next ? until : next;
+		} else {
+			hist_add(&pager.stat->stage[STAGE_QUEUE], os->now() - fault.start);
+		}
+	}
+	return next;
+}
+
+static int read_faults(void)
+{
+	struct uffd_msg msg[BATCH];
+	ssize_t n;
+
+	if (ndeferred + BATCH > DEFERRED_MAX)
+		return 0;
+	n = read(os_uffd(), msg, sizeof(msg));
+	if (n <= 0)
+		return 0;
+	uint64_t start = os->now();
+	int count = (int)((size_t)n / sizeof(msg[0]));
+	for (int i = 0; i < count; i++) {
+		if (msg[i].event != UFFD_EVENT_PAGEFAULT)
+			continue;
+		struct fault fault = { .addr = msg[i].arg.pagefault.address & ~(uintptr_t)(PAGE_SIZE - 1), .start = start,
+				       .write = msg[i].arg.pagefault.flags &
+						(UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP),
+				       .protected = msg[i].arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP };
+		if (serve(&fault, false))
+			deferred[ndeferred++] = fault;
+	}
+	return count;
+}
+
+void fault_reset_in_child(void)
+{
+	ndeferred = 0;
+}
+
+void *fault_main(void *arg)
+{
+	uint64_t active = 0, spin = get_nprocs() > 1 ? SPIN_NS : 0;
+
+	(void)arg;
+	in_pager = 1;
+	for (;;) {
+		pager_turn(LANE_FAULT);
+		int n = read_faults();
+		bool moved = pager_progress(LANE_FAULT);
+		uint64_t until = UINT64_MAX;
+		if (ndeferred)
+			until = retry_deferred();
+		uint64_t now = os->now();
+		if (n || moved)
+			active = now;
+		if (now - active < spin && !pager.frozen) {
+			__builtin_ia32_pause();
+			continue;
+		}
+		pager_wait(LANE_FAULT, os_uffd(), until);
+		active = os->now();
+	}
+	return NULL;
+}

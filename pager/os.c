@@ -1,0 +1,259 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * os.c - the kernel's side of paging: userfaultfd(2) and its ioctls (Documentation/admin-guide/mm/userfaultfd.rst,
+ * ioctl_userfaultfd(2)), behind struct os_ops.
+ *
+ * A page leaves by UFFDIO_MOVE (Linux 6.8), which is atomic and refuses pages that the kernel has pinned for input or
+ * output. Without it, or where it refuses the protection of the page, the page is write-protected, copied through
+ * /proc/self/mem and dropped; then a device that writes to the page at that moment through a pin loses its bytes.
+ */
+#include "pager.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+/* Newer than the headers of Debian 12; include/uapi/linux/userfaultfd.h */
+#ifndef UFFDIO_MOVE
+#define UFFD_FEATURE_MOVE (1ull << 16)
+struct uffdio_move {
+	__u64 dst, src, len, mode;
+	__s64 move;
+};
+#define UFFDIO_MOVE _IOWR(UFFDIO, 0x05, struct uffdio_move)
+#define UFFDIO_MOVE_MODE_DONTWAKE 1ull
+#endif
+#ifndef UFFDIO_POISON
+#define UFFD_FEATURE_POISON (1ull << 14)
+struct uffdio_poison {
+	struct uffdio_range range;
+	__u64 mode;
+	__s64 updated;
+};
+#define UFFDIO_POISON _IOWR(UFFDIO, 0x08, struct uffdio_poison)
+#endif
+#ifndef USERFAULTFD_IOC_NEW
+#define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
+#endif
+
+#define PAGEMAP_PRESENT (1ull << 63)
+#define PAGEMAP_SWAPPED (1ull << 62)
+
+static int uffd = -1, mem_fd = -1, pagemap_fd = -1, null_fd = -1;
+static uint64_t features;
+static uint8_t bounce[PAGE_SIZE] __attribute__((aligned(PAGE_SIZE)));
+static pthread_mutex_t bounce_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static int new_uffd(void)
+{
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+
+	if (fd >= 0 || errno != EPERM)
+		return fd < 0 ? -errno : fd;
+	int dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+	if (dev < 0)
+		return -EPERM;
+	fd = ioctl(dev, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+	int err = -errno;
+	close(dev);
+	return fd < 0 ? err : fd;
+}
+
+static int handshake(uint64_t want, uint64_t *offered)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = want };
+	int fd = new_uffd();
+
+	if (fd < 0)
+		return fd;
+	if (ioctl(fd, UFFDIO_API, &api)) {
+		int err = -errno;
+		close(fd);
+		return err;
+	}
+	*offered = api.features;
+	return fd;
+}
+
+int os_open_uffd(void)
+{
+	uint64_t offered;
+	int fd = handshake(0, &offered);
+
+	if (fd < 0)
+		return fd;
+	close(fd);
+	if (!(offered & UFFD_FEATURE_PAGEFAULT_FLAG_WP))
+		return -ENOSYS;
+	features = UFFD_FEATURE_PAGEFAULT_FLAG_WP | (offered & (UFFD_FEATURE_MOVE | UFFD_FEATURE_POISON));
+	fd = handshake(features, &offered);
+	if (fd < 0)
+		return fd;
+	uffd = fd;
+	mem_fd = open("/proc/self/mem", O_RDWR | O_CLOEXEC);
+	pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	null_fd = memfd_create("coal-failed", MFD_CLOEXEC);
+	return mem_fd < 0 || pagemap_fd < 0 || null_fd < 0 ? -errno : 0;
+}
+
+int os_uffd(void)
+{
+	return uffd;
+}
+
+bool os_has_move(void)
+{
+	return features & UFFD_FEATURE_MOVE;
+}
+
+int os_register(uintptr_t start, size_t len)
+{
+	struct uffdio_register reg = { .range = { start, len },
+				       .mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP };
+
+	return ioctl(uffd, UFFDIO_REGISTER, &reg) ? -errno : 0;
+}
+
+static uint64_t os_now(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+static int os_copy(uintptr_t to, const void *from, bool write_protect)
+{
+	struct uffdio_copy copy = { .dst = to, .src = (uintptr_t)from, .len = PAGE_SIZE,
+				    .mode = write_protect ? UFFDIO_COPY_MODE_WP : 0 };
+
+	while (ioctl(uffd, UFFDIO_COPY, &copy)) {
+		if (errno != EAGAIN)
+			return -errno;
+		copy.copy = 0;
+	}
+	return 0;
+}
+
+static int writeprotect(uintptr_t page, size_t len, uint64_t mode)
+{
+	struct uffdio_writeprotect wp = { .range = { page, len }, .mode = mode };
+
+	while (ioctl(uffd, UFFDIO_WRITEPROTECT, &wp))
+		if (errno != EAGAIN)
+			return -errno;
+	return 0;
+}
+
+static int os_unprotect(uintptr_t page, size_t len)
+{
+	return writeprotect(page, len, 0);
+}
+
+static int os_protect(uintptr_t page, size_t len)
+{
+	return writeprotect(page, len, UFFDIO_WRITEPROTECT_MODE_WP);
+}
+
+int os_protect_all(uintptr_t start, size_t len)
+{
+	return os_protect(start, len);
+}
+
+static int os_wake(uintptr_t page, size_t len)
+{
+	struct uffdio_range range = { page, len };
+
+	return ioctl(uffd, UFFDIO_WAKE, &range) ? -errno : 0;
+}
+
+static int os_drop(uintptr_t page, size_t len)
+{
+	return madvise((void *)page, len, MADV_DONTNEED) ? -errno : 0;
+}
+
+static int os_peek(uintptr_t page, void *to)
+{
+	ssize_t n = pread(mem_fd, to, PAGE_SIZE, (off_t)page);
+
+	return n == (ssize_t)PAGE_SIZE ? 0 : n < 0 ? -errno : -EIO;
+}
+
+static int take_by_copy(uintptr_t page, void *frame)
+{
+	int err = os_protect(page, PAGE_SIZE);
+
+	if (err)
+		return -EBUSY;
+	if (!os_has_move()) {
+		err = os_peek(page, frame);
+	} else { /* the frame is registered and empty */
+		pthread_mutex_lock(&bounce_lock);
+		err = os_peek(page, bounce);
+		if (!err)
+			err = os_copy((uintptr_t)frame, bounce, false);
+		pthread_mutex_unlock(&bounce_lock);
+	}
+	if (!err)
+		err = os_drop(page, PAGE_SIZE);
+	if (!err)
+		return 0;
+	if (os_has_move())
+		os_drop((uintptr_t)frame, PAGE_SIZE);
+	os_unprotect(page, PAGE_SIZE);
+	return -EBUSY;
+}
+
+static int os_take(uintptr_t page, void *frame)
+{
+	struct uffdio_move move = { .dst = (uintptr_t)frame, .src = page, .len = PAGE_SIZE, .mode = UFFDIO_MOVE_MODE_DONTWAKE };
+
+	if (!os_has_move())
+		return take_by_copy(page, frame);
+	while (ioctl(uffd, UFFDIO_MOVE, &move)) {
+		if (errno == EBUSY || errno == ENOENT)
+			return -errno;
+		if (errno != EAGAIN)
+			return take_by_copy(page, frame);
+		move.move = 0;
+	}
+	return 0;
+}
+
+static void os_frame_done(void *frame)
+{
+	if (os_has_move())
+		os_drop((uintptr_t)frame, PAGE_SIZE);
+}
+
+/* UFFDIO_POISON (Linux 6.6); else a page of an empty file, which is SIGBUS by itself. */
+static int os_fail(uintptr_t page)
+{
+	struct uffdio_poison poison = { .range = { page, PAGE_SIZE } };
+
+	if ((features & UFFD_FEATURE_POISON) && !ioctl(uffd, UFFDIO_POISON, &poison))
+		return 0;
+	if (mmap((void *)page, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, null_fd, 0) == MAP_FAILED)
+		return -errno;
+	return os_wake(page, PAGE_SIZE);
+}
+
+static bool os_present(uintptr_t page)
+{
+	uint64_t entry = 0;
+
+	if (pread(pagemap_fd, &entry, sizeof(entry), (off_t)(page / PAGE_SIZE * sizeof(entry))) != sizeof(entry))
+		return true;
+	return entry & (PAGEMAP_PRESENT | PAGEMAP_SWAPPED);
+}
+
+static const struct os_ops linux_ops = {
+	.now = os_now, .copy = os_copy, .unprotect = os_unprotect, .protect = os_protect, .wake = os_wake, .take = os_take,
+	.drop = os_drop, .peek = os_peek, .fail = os_fail, .present = os_present, .frame_done = os_frame_done,
+};
+const struct os_ops *os = &linux_ops;
