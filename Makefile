@@ -95,6 +95,35 @@ deps:  ## install the Debian packages that are missing
 	test -z "$$missing" || { echo "installing: "$$missing; \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }
 
+MAN     := $(wildcard pager/cmd/*.1 bench/*.1 pager/*.3 memserver/*.8)
+UNITS   := $(wildcard memserver/*.service)
+HEADERS := include/coal/coal.h
+TO       = $(DESTDIR)$(PREFIX)
+
+.PHONY: install uninstall
+install: all  ## install below PREFIX (/usr/local); DESTDIR= is put before it
+	$(call say,INSTALL,$(TO))
+	$(Q)install -d $(TO)/bin $(TO)/sbin $(TO)/lib/pkgconfig $(TO)/include/coal $(TO)/lib/systemd/system
+	$(Q)install -m 755 $(B)/coal $(B)/pflat $(TO)/bin
+	$(Q)install -m 755 $(B)/memserver $(TO)/sbin
+	$(Q)install -m 644 $(B)/libcoal-malloc.so $(TO)/lib
+	$(Q)install -m 644 $(B)/libcoal.so $(TO)/lib/libcoal.so.$(VERSION)
+	$(Q)ln -sf libcoal.so.$(VERSION) $(TO)/lib/libcoal.so.0
+	$(Q)ln -sf libcoal.so.0 $(TO)/lib/libcoal.so
+	$(Q)install -m 644 $(HEADERS) $(TO)/include/coal
+	$(Q)sed -e 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|' pager/coal.pc.in > $(TO)/lib/pkgconfig/coal.pc
+	$(Q)for f in $(MAN); do install -D -m 644 $$f $(TO)/share/man/man$${f##*.}/$${f##*/}; done
+	$(Q)for f in $(UNITS); do sed 's|/usr/local/|$(PREFIX)/|g' $$f > $(TO)/lib/systemd/system/$${f##*/}; done
+	$(Q)test -n "$(DESTDIR)" -o ! -w /etc/ld.so.cache || ldconfig
+
+uninstall:  ## remove what install put there
+	$(call say,REMOVE,$(TO))
+	$(Q)rm -f $(TO)/bin/coal $(TO)/bin/pflat $(TO)/sbin/memserver $(TO)/lib/libcoal-malloc.so $(TO)/lib/libcoal.so* \
+		$(TO)/lib/pkgconfig/coal.pc $(patsubst include/%,$(TO)/include/%,$(HEADERS)) \
+		$(foreach f,$(MAN),$(TO)/share/man/man$(patsubst .%,%,$(suffix $f))/$(notdir $f)) \
+		$(patsubst memserver/%,$(TO)/lib/systemd/system/%,$(UNITS))
+	$(Q)test ! -d $(TO)/include/coal || rmdir --ignore-fail-on-non-empty $(TO)/include/coal
+
 clean:  ## remove build/
 	rm -rf $(B)
 
