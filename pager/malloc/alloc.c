@@ -17,7 +17,8 @@ static inline size_t bump(size_t size)
 	return size + !size; /* jemalloc's *allocx want at least one byte */
 }
 
-static void *checked(void *p)
+/* jemalloc's *allocx leave errno alone. */
+static inline void *checked(void *p)
 {
 	if (unlikely(!p))
 		errno = ENOMEM;
@@ -49,7 +50,7 @@ void *heap_malloc(size_t size, const void *ret)
 	if (heap_wants_local(size, ret))
 		return local_alloc(size, 0);
 	bind();
-	return je_malloc(size);
+	return checked(je_malloc(size));
 }
 
 void *heap_aligned(size_t alignment, size_t size, const void *ret)
@@ -69,7 +70,7 @@ static void *heap_calloc(size_t n, size_t size, const void *ret)
 	if (heap_wants_local(bytes, ret))
 		return local_alloc(bytes, MALLOCX_ZERO);
 	bind();
-	return je_calloc(1, bytes);
+	return checked(je_calloc(1, bytes));
 }
 
 void heap_free(void *p)
@@ -105,7 +106,7 @@ static void *heap_realloc(void *p, size_t size, const void *ret)
 		return local_realloc(p, size);
 	if (!local && heap_is_remote(p)) {
 		bind();
-		return je_realloc(p, size);
+		return checked(je_realloc(p, size));
 	}
 	void *new = heap_malloc(size, ret);
 	if (!new)

@@ -41,10 +41,10 @@ static int fail_with(int err)
  * Walk [start, end): on_taken for each taken part, on_gap for what lies between. Both return 0 or a negative error, which
  * ends the walk.
  */
-typedef int (*taken_fn)(const struct taken *part, const void *ctx);
-typedef int (*gap_fn)(uintptr_t start, uintptr_t end, const void *ctx);
+typedef int (*taken_fn)(const struct taken *part, void *ctx);
+typedef int (*gap_fn)(uintptr_t start, uintptr_t end, void *ctx);
 
-static int walk(uintptr_t start, uintptr_t end, taken_fn on_taken, gap_fn on_gap, const void *ctx)
+static int walk(uintptr_t start, uintptr_t end, taken_fn on_taken, gap_fn on_gap, void *ctx)
 {
 	struct taken part;
 	int err = 0;
@@ -61,7 +61,7 @@ static int walk(uintptr_t start, uintptr_t end, taken_fn on_taken, gap_fn on_gap
 	return err;
 }
 
-static int drop_taken(const struct taken *part, const void *ctx)
+static int drop_taken(const struct taken *part, void *ctx)
 {
 	(void)ctx;
 	if (part->attr.heap)
@@ -70,7 +70,7 @@ static int drop_taken(const struct taken *part, const void *ctx)
 	return err ? err : coal_unmap((void *)part->start, part->end - part->start);
 }
 
-static int unmap_gap(uintptr_t start, uintptr_t end, const void *ctx)
+static int unmap_gap(uintptr_t start, uintptr_t end, void *ctx)
 {
 	(void)ctx;
 	return kernel_munmap((void *)start, end - start) ? -errno : 0;
@@ -98,9 +98,9 @@ struct remap {
 	int flags;
 };
 
-static int reserve_part(const struct taken *part, const void *ctx)
+static int reserve_part(const struct taken *part, void *ctx)
 {
-	const struct taken_attr *attr = ctx;
+	struct taken_attr *attr = ctx;
 
 	if (!attr->reserve || !(attr->prot & PROT_WRITE))
 		return 0;
@@ -108,9 +108,9 @@ static int reserve_part(const struct taken *part, const void *ctx)
 }
 
 /* What MAP_FIXED of private anonymous memory does to a taken part: zeros, and the new protection. */
-static int renew_part(const struct taken *part, const void *ctx)
+static int renew_part(const struct taken *part, void *ctx)
 {
-	const struct remap *remap = ctx;
+	struct remap *remap = ctx;
 	struct taken_attr attr = remap->attr;
 	size_t len = part->end - part->start;
 	bool holds = attr.reserve && (attr.prot & PROT_WRITE);
@@ -122,9 +122,9 @@ static int renew_part(const struct taken *part, const void *ctx)
 	return err ? err : taken_set(part->start, part->end, &attr);
 }
 
-static int map_gap(uintptr_t start, uintptr_t end, const void *ctx)
+static int map_gap(uintptr_t start, uintptr_t end, void *ctx)
 {
-	const struct remap *remap = ctx;
+	struct remap *remap = ctx;
 
 	return kernel_mmap((void *)start, end - start, remap->attr.prot, remap->flags, -1, 0) == MAP_FAILED ? -errno : 0;
 }
@@ -183,7 +183,7 @@ EXPORT int munmap(void *addr, size_t len)
 }
 
 /* Pages that become writable must have their promise first. */
-static int reserve_writable(const struct taken *part, const void *ctx)
+static int reserve_writable(const struct taken *part, void *ctx)
 {
 	(void)ctx;
 	if (part->attr.heap || !part->attr.reserve || (part->attr.prot & PROT_WRITE))
@@ -191,11 +191,11 @@ static int reserve_writable(const struct taken *part, const void *ctx)
 	return coal_reserve((void *)part->start, part->end - part->start);
 }
 
-static int note_protection(const struct taken *part, const void *ctx)
+static int note_protection(const struct taken *part, void *ctx)
 {
 	struct taken_attr attr = part->attr;
 
-	attr.prot = *(const int *)ctx;
+	attr.prot = *(int *)ctx;
 	return part->attr.heap ? 0 : taken_set(part->start, part->end, &attr);
 }
 
@@ -213,13 +213,19 @@ EXPORT int mprotect(void *addr, size_t len, int prot)
 	return err ? fail_with(err) : 0;
 }
 
+struct advice {
+	int advice;
+	bool hole; /* part of the range is not mapped: the rest is advised all the same */
+};
+
 /* The table of advice is in README.md. */
-static int advise_part(const struct taken *part, const void *ctx)
+static int advise_part(const struct taken *part, void *ctx)
 {
+	struct advice *a = ctx;
 	void *addr = (void *)part->start;
 	size_t len = part->end - part->start;
 
-	switch (*(const int *)ctx) {
+	switch (a->advice) {
 	case MADV_DONTNEED:
 	case MADV_FREE:
 	case MADV_DONTNEED_LOCKED:
@@ -228,7 +234,7 @@ static int advise_part(const struct taken *part, const void *ctx)
 		return coal_prefetch(addr, len);
 	case MADV_POPULATE_READ:
 	case MADV_POPULATE_WRITE:
-		return kernel_madvise(addr, len, *(const int *)ctx) ? -errno : 0;
+		return kernel_madvise(addr, len, a->advice) ? -errno : 0;
 	case MADV_NORMAL:
 	case MADV_RANDOM:
 	case MADV_SEQUENTIAL:
@@ -248,16 +254,27 @@ static int advise_part(const struct taken *part, const void *ctx)
 	}
 }
 
-static int advise_gap(uintptr_t start, uintptr_t end, const void *ctx)
+static int advise_gap(uintptr_t start, uintptr_t end, void *ctx)
 {
-	return kernel_madvise((void *)start, end - start, *(const int *)ctx) ? -errno : 0;
+	struct advice *a = ctx;
+
+	if (!kernel_madvise((void *)start, end - start, a->advice))
+		return 0;
+	if (errno != ENOMEM)
+		return -errno;
+	a->hole = true;
+	return 0;
 }
 
 EXPORT int madvise(void *addr, size_t len, int advice)
 {
+	struct advice a = { advice, false };
+
 	if (!concerns_us(addr, len) || !overlaps_taken(addr, len))
 		return kernel_madvise(addr, len, advice);
-	int err = walk((uintptr_t)addr, (uintptr_t)addr + PAGE_UP(len), advise_part, advise_gap, &advice);
+	int err = walk((uintptr_t)addr, (uintptr_t)addr + PAGE_UP(len), advise_part, advise_gap, &a);
+	if (!err && a.hole)
+		err = -ENOMEM;
 	return err ? fail_with(err) : 0;
 }
 
