@@ -20,7 +20,7 @@ def memserver(capacity, directory):
     if not binary.exists():
         pytest.skip(f"{binary} is not built")
     server = subprocess.Popen(
-        [binary, "--listen", f"unix:{directory}/pool", "--capacity", capacity],
+        [binary, "--listen", f"unix:{directory}/pool", "--capacity", capacity, "--lease", "2"],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
     try:
         line = server.stdout.readline()
@@ -46,7 +46,7 @@ def programs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory):
-    with memserver("64M", tmp_path_factory.mktemp("pool")) as spec:
+    with memserver("512M", tmp_path_factory.mktemp("pool")) as spec:
         yield spec
 
 

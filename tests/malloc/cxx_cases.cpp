@@ -8,7 +8,7 @@
 #include <thread>
 #include <vector>
 
-static const size_t too_much = size_t(1) << 33; // the memserver has 64 MiB
+static const size_t too_much = size_t(1) << 33; // the memserver has less
 
 // The compiler may leave out a new whose result is not used.
 static char *volatile sink;
