@@ -56,11 +56,17 @@ $(B)/libcoal.so: $(call obj,$(LIBCOAL_SRC)) pager/libcoal.map
 	$(Q)$(CC) $(ALL_LDFLAGS) -shared -Wl,-soname,libcoal.so.0 -Wl,--version-script=pager/libcoal.map -o $@ $(filter %.o,$^) -lcrypto
 	$(Q)ln -sf libcoal.so $(B)/libcoal.so.0
 
+# jemalloc under the prefix je_, its system calls and fork handlers redirected (pager/malloc/README.md).
 JEMALLOC_PIC = $(shell $(CC) -print-file-name=libjemalloc_pic.a)
-$(B)/libcoal-malloc.so: $(call obj,$(MALLOC_SRC)) pager/malloc/malloc.map $(B)/libcoal.so
+$(B)/libjemalloc.a: pager/malloc/jemalloc.syms
+	$(call say,OBJCOPY,$@)
+	@mkdir -p $(@D)
+	$(Q)objcopy --redefine-syms=$< --weaken-symbol=je_opt_cache_oblivious $(JEMALLOC_PIC) $@
+
+$(B)/libcoal-malloc.so: $(call obj,$(MALLOC_SRC)) pager/malloc/malloc.map $(B)/libjemalloc.a $(B)/libcoal.so
 	$(call say,LD,$@)
 	$(Q)$(CC) $(ALL_LDFLAGS) -shared -Wl,--version-script=pager/malloc/malloc.map -Wl,-rpath,'$$ORIGIN:$$ORIGIN/../lib' \
-		-o $@ $(filter %.o,$^) $(JEMALLOC_PIC) -L$(B) -lcoal -ldl -lm
+		-o $@ $(filter %.o,$^) $(B)/libjemalloc.a -L$(B) -lcoal -ldl -lm
 
 $(B)/coal: $(call obj,$(COAL_SRC)) $(B)/libcoal.so
 	$(call say,LD,$@)
