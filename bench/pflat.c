@@ -20,7 +20,8 @@
 #define EXIT_USAGE 2
 #define CLOCK_READINGS 100000u
 
-const char *argp_program_version = "pflat (Coalesce) " COAL_VERSION;
+/* libc looks it up by name, which -fvisibility=hidden would hide from it. */
+__attribute__((visibility("default"))) const char *argp_program_version = "pflat (Coalesce) " COAL_VERSION;
 
 enum option_key { KEY_CDF = 256, KEY_SECONDS, KEY_FAULTS, KEY_SEED, KEY_KEY };
 

@@ -297,6 +297,8 @@ static int floors_run(struct floor_job *job)
 	if (!err && there != here)
 		err = floor_uffd(&f[FLOOR_UFFD_OTHER], job->n, there);
 	if (!err)
+		err = floor_rtt(&f[FLOOR_RTT_SAME], job->n, job->tcp, here, 0, 0);
+	if (!err && there != here)
 		err = floor_rtt(&f[FLOOR_RTT_BLOCK], job->n, job->tcp, there, 0, 0);
 	if (!err && there != here)
 		err = floor_rtt(&f[FLOOR_RTT_SPIN], job->n, job->tcp, there, MSG_DONTWAIT, 0);
@@ -319,7 +321,8 @@ int floors_measure(struct series floors[FLOORS], const struct cpus *cpus, bool t
 		[FLOOR_ANON] = { "floor.anon", "floor: anonymous fault" },
 		[FLOOR_UFFD_SAME] = { "floor.uffd.same_core", "floor: userfault, handler here" },
 		[FLOOR_UFFD_OTHER] = { "floor.uffd.other_core", "floor: userfault, other core" },
-		[FLOOR_RTT_BLOCK] = { "floor.rtt.block", "floor: round trip, sleeping" },
+		[FLOOR_RTT_SAME] = { "floor.rtt.same_core", "floor: round trip, server here" },
+		[FLOOR_RTT_BLOCK] = { "floor.rtt.block", "floor: round trip, both sleep" },
 		[FLOOR_RTT_SPIN] = { "floor.rtt.spin", "floor: round trip, client spins" },
 		[FLOOR_RTT_SPIN_BOTH] = { "floor.rtt.spin_both", "floor: round trip, both spin" },
 	};

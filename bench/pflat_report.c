@@ -34,7 +34,7 @@ static const struct series *floor_uffd(const struct report *r)
 
 static const struct series *floor_rtt(const struct report *r)
 {
-	return fastest(r->floors, FLOOR_RTT_BLOCK, FLOOR_RTT_SPIN_BOTH);
+	return fastest(r->floors, FLOOR_RTT_SAME, FLOOR_RTT_SPIN_BOTH);
 }
 
 static double floor_us(const struct report *r)
