@@ -43,17 +43,23 @@ static void remove_and_die(int sig)
 	raise(sig);
 }
 
+/* Beside this executable, as in the build folder, or where `make install` puts it. */
 static int find_program(char path[PATH_MAX])
 {
-	ssize_t n = readlink("/proc/self/exe", path, PATH_MAX - sizeof("memserver"));
-	char *slash;
+	static const char *const places[] = { "memserver", "../sbin/memserver" };
+	ssize_t n = readlink("/proc/self/exe", path, PATH_MAX - sizeof("../sbin/memserver"));
+	size_t dir;
 
 	if (n < 0)
 		return -errno;
 	path[n] = '\0';
-	slash = strrchr(path, '/');
-	strcpy(slash ? slash + 1 : path, "memserver");
-	return access(path, X_OK) ? -errno : 0;
+	dir = (size_t)(strrchr(path, '/') + 1 - path);
+	for (unsigned i = 0; i < sizeof(places) / sizeof(places[0]); i++) {
+		strcpy(path + dir, places[i]);
+		if (!access(path, X_OK))
+			return 0;
+	}
+	return -ENOENT;
 }
 
 /* Wait for "memserver: listening on ..."; what else it says first is passed over. */
@@ -104,8 +110,8 @@ static int spawn(struct private_server *s, uint64_t capacity, const char *key_fi
 
 static int start_failed(const struct private_server *s, int err)
 {
-	if (err == -ENOENT || err == -EACCES)
-		fprintf(stderr, "pflat: there is no memserver at %s (build it with `make`, or name one with --pool)\n", s->program);
+	if (err == -ENOENT)
+		fprintf(stderr, "pflat: there is no memserver beside this program (build it with `make`, or name one with --pool)\n");
 	else if (err == -ETIMEDOUT || err == -ECHILD)
 		fprintf(stderr, "pflat: the private memserver did not start (run %s by hand to see why)\n", s->program);
 	else

@@ -8,12 +8,15 @@ import subprocess
 
 import pytest
 
-BUILD = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", os.environ.get("B", "build"))
+REPOSITORY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
+BUILD = os.path.join(REPOSITORY, os.environ.get("COAL_BUILD", "build"))
 PFLAT = os.path.join(BUILD, "pflat")
 SMALL = ["--pages", "1024", "--faults", "3000"]
 FLOORS = ["floor.anon", "floor.uffd.same_core", "floor.uffd.other_core", "floor.rtt.same_core", "floor.rtt.block",
           "floor.rtt.spin", "floor.rtt.spin_both"]
 FIGURES = ["min_us", "p50_us", "p90_us", "p99_us", "p99_9_us", "max_us"]
+
+pytestmark = pytest.mark.skipif(bool(os.environ.get("COAL_SANITIZED")), reason="pflat measures; it has no sanitized build")
 
 
 def pflat(*arguments):
