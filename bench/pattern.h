@@ -61,7 +61,8 @@ static inline int page_check_word(const uint64_t *at, uint64_t seed, uint64_t pa
 }
 
 /* Does the page hold what it held after its last store? 0, or -EBADMSG with what is wrong. */
-static inline int page_check(const uint64_t *at, uint64_t seed, uint64_t page, uint32_t last_store, struct page_wrong *wrong)
+static inline int page_check(const uint64_t *at, uint64_t seed, uint64_t page, uint32_t last_store,
+			     struct page_wrong *wrong)
 {
 	int err = page_check_word(at, seed, page, 0, 0, wrong);
 

@@ -26,7 +26,8 @@ __attribute__((visibility("default"))) const char *argp_program_version = "pflat
 enum option_key { KEY_CDF = 256, KEY_SECONDS, KEY_FAULTS, KEY_SEED, KEY_KEY };
 
 static const struct argp_option options_known[] = {
-	{ "pool", 'p', "SPEC", 0, "memservers to use: HOST:PORT or unix:PATH, several with commas between (default: a private one on a UNIX socket)", 0 },
+	{ "pool", 'p', "SPEC", 0,
+	  "memservers to use: HOST:PORT or unix:PATH, several with commas between (default: a private one on a UNIX socket)", 0 },
 	{ "pages", 'n', "N", 0, "pages that are touched in turn (default 16384)", 0 },
 	{ "local", 'l', "SIZE", 0, "budget of resident memory, at most half of the pages (default a quarter of them)", 0 },
 	{ "pattern", 'P', "seq|random|stride:N", 0, "order of the pages (default random)", 0 },
@@ -77,7 +78,6 @@ static void set_pattern(struct argp_state *state, const char *arg, struct pflat_
 static void complete_options(struct argp_state *state, struct pflat_options *o)
 {
 	uint64_t bytes = o->pages * COAL_PAGE_SIZE;
-	char half[16];
 
 	if (!o->budget)
 		o->budget = bytes / 4;
@@ -86,7 +86,7 @@ static void complete_options(struct argp_state *state, struct pflat_options *o)
 	if (o->budget < MIN_BUDGET || o->budget > bytes / 2)
 		argp_failure(state, EXIT_USAGE, 0,
 			     "--local %llu is not between 40K and %s, half of the pages: more would leave too little to fault on",
-			     (unsigned long long)o->budget, coal_format_size(bytes / 2, half));
+			     (unsigned long long)o->budget, coal_format_size(bytes / 2, (char[16]){ 0 }));
 	if (o->pattern == PATTERN_STRIDE && o->stride >= o->pages)
 		argp_failure(state, EXIT_USAGE, 0, "stride:%u is no stride in %llu pages: give less, or more --pages", o->stride,
 			     (unsigned long long)o->pages);

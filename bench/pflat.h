@@ -2,8 +2,8 @@
 /*
  * pflat.h - the parts of pflat, the page-fault latency microbenchmark, and what they say to each other.
  *
- * pflat.c reads the command line and calls the others in turn: floors first (they fork, which must not meet a mapping), then
- * a private memserver if no pool was named, then the run, then the report.
+ * pflat.c reads the command line and calls the others in turn: floors first (they fork, which must not meet a mapping),
+ * then a private memserver if no pool was named, then the run, then the report.
  */
 #ifndef PFLAT_H
 #define PFLAT_H
@@ -106,7 +106,7 @@ int pin_thread(int cpu);
 
 /* pflat_server.c */
 struct private_server;
-/* Start the memserver that lies beside this executable, on a UNIX socket of its own; its spec is valid until it is stopped. */
+/* Start the memserver that lies beside this program, on a UNIX socket of its own; spec is valid until it is stopped. */
 int private_server_start(uint64_t capacity, const char *key_file, struct private_server **server, const char **spec);
 void private_server_stop(struct private_server *server);
 

@@ -129,10 +129,15 @@ static json_t *series_json(const struct series *s)
 
 	if (!s->count)
 		return json_null();
-	return json_pack("{s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "count", (json_int_t)s->count, "min_us", us(s->min_ns), "p50_us",
-			 us(hist_quantile(h, 0.5)), "p90_us", us(hist_quantile(h, 0.9)), "p99_us", us(hist_quantile(h, 0.99)),
-			 "p99_9_us", us(hist_quantile(h, 0.999)), "max_us", us(h->max_ns), "mean_us",
-			 us(h->sum_ns) / (double)s->count);
+	return json_pack("{s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f}",
+			 "count", (json_int_t)s->count,
+			 "min_us", us(s->min_ns),
+			 "p50_us", us(hist_quantile(h, 0.5)),
+			 "p90_us", us(hist_quantile(h, 0.9)),
+			 "p99_us", us(hist_quantile(h, 0.99)),
+			 "p99_9_us", us(hist_quantile(h, 0.999)),
+			 "max_us", us(h->max_ns),
+			 "mean_us", us(h->sum_ns) / (double)s->count);
 }
 
 static json_t *stages_json(const struct run_result *run)
@@ -146,9 +151,10 @@ static json_t *stages_json(const struct run_result *run)
 	}
 	for (int i = 0; i < STAT_STAGES; i++)
 		json_object_set_new(all, names[i],
-				    json_pack("{s:f, s:f, s:f}", "p50_us", us(hist_quantile(&run->stage[i], 0.5)), "p99_us",
-					      us(hist_quantile(&run->stage[i], 0.99)), "p99_9_us",
-					      us(hist_quantile(&run->stage[i], 0.999))));
+				    json_pack("{s:f, s:f, s:f}",
+					      "p50_us", us(hist_quantile(&run->stage[i], 0.5)),
+					      "p99_us", us(hist_quantile(&run->stage[i], 0.99)),
+					      "p99_9_us", us(hist_quantile(&run->stage[i], 0.999))));
 	return all;
 }
 
@@ -157,20 +163,31 @@ static json_t *options_json(const struct report *r)
 	const struct pflat_options *o = r->options;
 	char pattern[32];
 
-	return json_pack("{s:s?, s:s, s:I, s:I, s:s, s:i, s:i, s:I}", "pool", o->pool, "fabric", r->tcp ? "tcp" : "unix", "pages",
-			 (json_int_t)o->pages, "local_bytes", (json_int_t)o->budget, "pattern", pattern_name(o, pattern), "threads",
-			 (int)o->threads, "write_percent", (int)o->write_percent, "seed", (json_int_t)o->seed);
+	return json_pack("{s:s?, s:s, s:I, s:I, s:s, s:i, s:i, s:I}",
+			 "pool", o->pool,
+			 "fabric", r->tcp ? "tcp" : "unix",
+			 "pages", (json_int_t)o->pages,
+			 "local_bytes", (json_int_t)o->budget,
+			 "pattern", pattern_name(o, pattern),
+			 "threads", (int)o->threads,
+			 "write_percent", (int)o->write_percent,
+			 "seed", (json_int_t)o->seed);
 }
 
 static json_t *pager_json(const struct run_result *run)
 {
 	const struct coal_stats *p = &run->pager;
 
-	return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "faults_read", (json_int_t)p->faults_read, "faults_zero",
-			 (json_int_t)p->faults_zero, "faults_soft", (json_int_t)p->faults_soft, "faults_write",
-			 (json_int_t)p->faults_write, "evicted", (json_int_t)p->evicted, "written", (json_int_t)p->written,
-			 "bytes_in", (json_int_t)p->bytes_in, "bytes_out", (json_int_t)p->bytes_out, "resident_bytes_at_start",
-			 (json_int_t)run->resident_bytes);
+	return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
+			 "faults_read", (json_int_t)p->faults_read,
+			 "faults_zero", (json_int_t)p->faults_zero,
+			 "faults_soft", (json_int_t)p->faults_soft,
+			 "faults_write", (json_int_t)p->faults_write,
+			 "evicted", (json_int_t)p->evicted,
+			 "written", (json_int_t)p->written,
+			 "bytes_in", (json_int_t)p->bytes_in,
+			 "bytes_out", (json_int_t)p->bytes_out,
+			 "resident_bytes_at_start", (json_int_t)run->resident_bytes);
 }
 
 int report_json(const struct report *r)
@@ -181,11 +198,20 @@ int report_json(const struct report *r)
 	json_object_set_new(latency, r->run->fault.name, series_json(&r->run->fault));
 	for (int i = 0; i < FLOORS; i++)
 		json_object_set_new(latency, r->floors[i].name, series_json(&r->floors[i]));
-	doc = json_pack("{s:s, s:o, s:o, s:o, s:o, s:f, s:f, s:f, s:f, s:I, s:I, s:f, s:I, s:[i,i]}", "version", COAL_VERSION,
-			"options", options_json(r), "latency", latency, "stages", stages_json(r->run), "pager", pager_json(r->run),
-			"floor_us", floor_us(r), "ratio", ratio(r), "faults_per_second", per_second(r), "bytes_per_second",
-			per_second(r) * COAL_PAGE_SIZE, "faults", (json_int_t)r->run->fault.count, "resident_accesses",
-			(json_int_t)r->run->hits, "seconds", (double)r->run->elapsed_ns / 1e9, "clock_ns", (json_int_t)r->clock_ns,
+	doc = json_pack("{s:s, s:o, s:o, s:o, s:o, s:f, s:f, s:f, s:f, s:I, s:I, s:f, s:I, s:[i,i]}",
+			"version", COAL_VERSION,
+			"options", options_json(r),
+			"latency", latency,
+			"stages", stages_json(r->run),
+			"pager", pager_json(r->run),
+			"floor_us", floor_us(r),
+			"ratio", ratio(r),
+			"faults_per_second", per_second(r),
+			"bytes_per_second", per_second(r) * COAL_PAGE_SIZE,
+			"faults", (json_int_t)r->run->fault.count,
+			"resident_accesses", (json_int_t)r->run->hits,
+			"seconds", (double)r->run->elapsed_ns / 1e9,
+			"clock_ns", (json_int_t)r->clock_ns,
 			"cores", r->cpus->cpu[0], r->cpus->cpu[r->cpus->n > 1]);
 	if (!doc || json_dumpf(doc, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(6)) || puts("") < 0 || fflush(stdout))
 		err = -EIO;

@@ -208,20 +208,19 @@ static int workers_collect(const struct worker *workers, struct run *run, struct
 }
 
 /* Start the threads, let them warm up, time them, and read the pager's counters at both ends of the timing. */
-static int run_workers(struct run *run, struct worker *workers, coal_pool *pool, struct run_result *result)
+static void run_workers(struct run *run, struct worker *workers, coal_pool *pool, struct run_result *result)
 {
 	const struct statpage *page = statpage_open();
 	struct coal_stats before = { 0 };
 	struct hist stages[STAT_STAGES];
-	unsigned started = 0;
-	int err = 0;
+	unsigned threads = run->options->threads;
 
-	pthread_barrier_init(&run->warm, NULL, run->options->threads + 1);
-	pthread_barrier_init(&run->go, NULL, run->options->threads + 1);
-	for (; started < run->options->threads; started++) {
-		err = -pthread_create(&workers[started].thread, NULL, worker_main, &workers[started]);
+	pthread_barrier_init(&run->warm, NULL, threads + 1);
+	pthread_barrier_init(&run->go, NULL, threads + 1);
+	for (unsigned i = 0; i < threads; i++) {
+		int err = pthread_create(&workers[i].thread, NULL, worker_main, &workers[i]);
 		if (err) {
-			fprintf(stderr, "pflat: can't start thread %u: %s\n", started, strerror(-err));
+			fprintf(stderr, "pflat: can't start thread %u: %s (fewer --threads?)\n", i, strerror(err));
 			exit(1);
 		}
 	}
@@ -232,7 +231,7 @@ static int run_workers(struct run *run, struct worker *workers, coal_pool *pool,
 		memcpy(stages, page->stage, sizeof(stages));
 	run->start_ns = now_ns();
 	pthread_barrier_wait(&run->go);
-	for (unsigned i = 0; i < started; i++)
+	for (unsigned i = 0; i < threads; i++)
 		pthread_join(workers[i].thread, NULL);
 	coal_pool_stats(pool, &result->pager, sizeof(result->pager));
 	stats_subtract(&result->pager, &before);
@@ -245,7 +244,6 @@ static int run_workers(struct run *run, struct worker *workers, coal_pool *pool,
 	pthread_barrier_destroy(&run->go);
 	if (page)
 		munmap((void *)page, sizeof(*page));
-	return 0;
 }
 
 static int run_mapped(struct run *run, const struct cpus *cpus, coal_pool *pool, struct run_result *result)
@@ -262,10 +260,10 @@ static int run_mapped(struct run *run, const struct cpus *cpus, coal_pool *pool,
 	for (uint64_t page = 0; page < o->pages; page++)
 		page_fill(run->area + page * PAGE_WORDS, o->seed, page);
 	err = workers_init(workers, run, cpus);
-	if (!err)
-		err = run_workers(run, workers, pool, result);
-	if (!err)
+	if (!err) {
+		run_workers(run, workers, pool, result);
 		err = workers_collect(workers, run, result);
+	}
 out:
 	if (err == -ENOMEM)
 		fprintf(stderr, "pflat: not enough local memory for the bookkeeping (fewer --pages or --faults)\n");

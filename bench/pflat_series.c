@@ -17,7 +17,8 @@ int series_init(struct series *s, const char *name, const char *label, uint64_t 
 	s->label = label;
 	s->min_ns = UINT64_MAX;
 	s->capacity = capacity;
-	s->raw = mmap(NULL, capacity * sizeof(*s->raw), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	s->raw = mmap(NULL, capacity * sizeof(*s->raw), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+		      -1, 0);
 	if (s->raw == MAP_FAILED) {
 		s->raw = NULL;
 		return -ENOMEM;
