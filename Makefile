@@ -91,6 +91,13 @@ $(B)/tests/api/%: $(B)/obj/tests/api/%.o $(B)/libcoal.so
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_LDFLAGS) -Wl,-rpath,'$$ORIGIN/../..' -o $@ $(filter %.o,$^) -L$(B) -lcoal -lcmocka
 
+.PHONY: bench bench-quick
+bench: $(B)/pflat $(B)/memserver  ## measure page faults: build/bench/results.json and latency-cdf.svg (about 5 minutes)
+	bench/run --build $(B)
+
+bench-quick: $(B)/pflat $(B)/memserver  ## the same in less than a minute, coarser
+	bench/run --build $(B) --quick
+
 .PHONY: help deps clean
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
