@@ -23,7 +23,7 @@ DEPS_BUILD := gcc g++ make pkg-config libc6-dev linux-libc-dev \
 	libjemalloc-dev \
 	libjansson-dev
 DEPS_TEST := libcmocka-dev python3-pytest python3-pytest-timeout redis-server redis-tools python3-redis sqlite3 \
-	xz-utils git curl iproute2 man-db binutils procps python3
+	xz-utils git curl iproute2 man-db binutils procps python3 coreutils util-linux
 DEPS_BENCH := gnuplot-nox
 DEPS_LINT := clang clang-tidy cppcheck libclang-rt-14-dev
 
@@ -42,6 +42,8 @@ obj = $(patsubst %.c,$(B)/obj/%.o,$(1))
 BINARIES := $(B)/coal $(B)/memserver $(B)/libcoal.so $(B)/libcoal-malloc.so $(B)/pflat
 UNIT     := $(patsubst tests/unit/%.c,$(B)/tests/unit/%,$(UNIT_SRC))
 API      := $(patsubst tests/api/%.c,$(B)/tests/api/%,$(API_SRC))
+APPS     := $(patsubst tests/apps/%.c,$(B)/tests/apps/%,$(wildcard tests/apps/*.c)) \
+	$(patsubst tests/apps/%.cpp,$(B)/tests/apps/%,$(wildcard tests/apps/*.cpp))
 
 .PHONY: all
 all: $(BINARIES)  ## build everything into build/
@@ -84,6 +86,41 @@ $(B)/tests/api/%: $(B)/obj/tests/api/%.o $(B)/libcoal.so
 	$(call say,LD,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_LDFLAGS) -Wl,-rpath,'$$ORIGIN/../..' -o $@ $(filter %.o,$^) -L$(B) -lcoal -lcmocka
+
+# Programs that the tests run under `coal run`: plain ones, which know nothing of Coalesce.
+$(B)/tests/apps/%: tests/apps/%.c
+	$(call say,CC,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) -std=gnu11 $(WARN) -O2 -g -pthread -D_GNU_SOURCE -MMD -MP -o $@ $<
+
+$(B)/tests/apps/%: tests/apps/%.cpp
+	$(call say,CXX,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CXX) -std=c++17 -Wall -Wextra -O2 -g -pthread -MMD -MP -o $@ $<
+
+PYTHON := /usr/bin/python3
+SAN_ADDRESS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+SAN_THREAD := -fsanitize=thread
+
+.PHONY: tests check check-asan check-tsan demo
+tests: $(UNIT) $(API) $(APPS)  ## build the tests
+
+check: deps  ## install what is missing, build, run all tests
+	@$(MAKE) --no-print-directory all tests
+	@COAL_BUILD=$(B) $(PYTHON) -m pytest -q </dev/null
+
+check-asan: deps  ## the tests that can, with address and undefined sanitizers
+	@$(MAKE) --no-print-directory B=$(B)/asan SAN='$(SAN_ADDRESS)' $(B)/asan/memserver tests
+	@COAL_BUILD=$(B)/asan COAL_SANITIZED=1 $(PYTHON) -m pytest -q </dev/null
+
+# Without address randomisation: the runtime of gcc 12 finds no place for its shadow where the kernel uses 32 bits of it.
+check-tsan: deps  ## the tests that can, with the thread sanitizer
+	@$(MAKE) --no-print-directory B=$(B)/tsan SAN='$(SAN_THREAD)' $(B)/tsan/memserver tests
+	@COAL_BUILD=$(B)/tsan COAL_SANITIZED=1 setarch -R $(PYTHON) -m pytest -q </dev/null
+
+demo: deps  ## redis-server with three quarters of its data on another memory
+	@$(MAKE) --no-print-directory all
+	@COAL_BUILD=$(B) $(PYTHON) bench/demo.py
 
 .PHONY: help deps clean
 help:  ## list the targets
