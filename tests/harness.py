@@ -153,6 +153,9 @@ class Running:
         line, self.pending = self.pending.split(b"\n", 1)
         return text(line)
 
+    def ready(self):
+        return bool(select.select([self.process.stdout], [], [], 0)[0])
+
     def tell(self, command):
         self.process.stdin.write(command.encode() + b"\n")
         self.process.stdin.flush()
