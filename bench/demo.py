@@ -117,7 +117,7 @@ class Watch(threading.Thread):
 
 def start_redis(folder, budget):
     argv = [BUILD / "coal", "run", "--local", str(budget), "--", "redis-server", "--port", "0", "--unixsocket", f"{folder}/socket",
-            "--dir", folder, "--save", "", "--appendonly", "no", "--loglevel", "warning"]
+            "--dir", folder, "--save", "", "--appendonly", "no", "--logfile", f"{folder}/log"]
     process = subprocess.Popen([str(a) for a in argv], stdin=subprocess.DEVNULL, start_new_session=True)
     client = redis.Redis(unix_socket_path=f"{folder}/socket", socket_timeout=120)
     end = time.monotonic() + 30
@@ -127,6 +127,8 @@ def start_redis(folder, budget):
             return process, client
         except redis.ConnectionError:
             if process.poll() is not None:
+                log = Path(folder, "log")
+                print(log.read_text() if log.exists() else "", file=sys.stderr, end="")
                 raise Failure(f"redis-server did not start (status {process.returncode}): see above, or ask `coal doctor`") from None
             if time.monotonic() > end:
                 raise Failure("redis-server does not answer after 30 s") from None
@@ -215,6 +217,8 @@ def demonstrate(data_bytes, budget_share):
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
     report(stat, total, kept, budget, paged, everything, wrong)
+    if not paged or not stat["bytes_in"]:
+        raise Failure("nothing was paged: the demonstration shows nothing")
     return wrong
 
 
