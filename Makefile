@@ -122,6 +122,16 @@ demo: deps  ## redis-server with three quarters of its data on another memory
 	@$(MAKE) --no-print-directory all
 	@COAL_BUILD=$(B) $(PYTHON) bench/demo.py
 
+# Configured in .clang-tidy and .cppcheck-suppressions: each check that is off has its reason there.
+LINT_SRC = $(LIBCOAL_SRC) $(MALLOC_SRC) $(COAL_SRC) $(MEMSERVER_SRC) $(PFLAT_SRC) $(UNIT_SRC) $(API_SRC) $(wildcard tests/apps/*.c)
+.PHONY: lint
+lint: deps  ## clang-tidy and cppcheck over all C
+	@printf '%s\n' $(LINT_SRC) | xargs -P 2 -I FILE clang-tidy --quiet FILE -- -std=gnu11 -D_GNU_SOURCE \
+		-DCOAL_VERSION='"$(VERSION)"' -Iinclude -Ipager 2>/dev/null
+	@cppcheck --quiet --error-exitcode=1 --enable=warning,performance,portability --inline-suppr -j 2 --std=c11 \
+		--suppressions-list=.cppcheck-suppressions -Iinclude -Ipager -D_GNU_SOURCE -D__x86_64__ -DCOAL_VERSION='"$(VERSION)"' $(LINT_SRC)
+	@echo "lint: clean"
+
 .PHONY: help deps clean
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
