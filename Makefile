@@ -106,20 +106,20 @@ SAN_THREAD := -fsanitize=thread
 tests: $(UNIT) $(API) $(APPS)  ## build the tests
 
 check: deps  ## install what is missing, build, run all tests
-	@$(MAKE) --no-print-directory all tests
+	@$(MAKE) -j$(shell nproc) --no-print-directory all tests
 	@COAL_BUILD=$(B) $(PYTHON) -m pytest -q </dev/null
 
 check-asan: deps  ## the tests that can, with address and undefined sanitizers
-	@$(MAKE) --no-print-directory B=$(B)/asan SAN='$(SAN_ADDRESS)' $(B)/asan/memserver tests
+	@$(MAKE) -j$(shell nproc) --no-print-directory B=$(B)/asan SAN='$(SAN_ADDRESS)' $(B)/asan/memserver tests
 	@COAL_BUILD=$(B)/asan COAL_SANITIZED=1 $(PYTHON) -m pytest -q </dev/null
 
 # Without address randomisation: the runtime of gcc 12 finds no place for its shadow where the kernel uses 32 bits of it.
 check-tsan: deps  ## the tests that can, with the thread sanitizer
-	@$(MAKE) --no-print-directory B=$(B)/tsan SAN='$(SAN_THREAD)' $(B)/tsan/memserver tests
+	@$(MAKE) -j$(shell nproc) --no-print-directory B=$(B)/tsan SAN='$(SAN_THREAD)' $(B)/tsan/memserver tests
 	@COAL_BUILD=$(B)/tsan COAL_SANITIZED=1 setarch -R $(PYTHON) -m pytest -q </dev/null
 
 demo: deps  ## redis-server with three quarters of its data on another memory
-	@$(MAKE) --no-print-directory all
+	@$(MAKE) -j$(shell nproc) --no-print-directory all
 	@COAL_BUILD=$(B) $(PYTHON) bench/demo.py
 
 # Configured in .clang-tidy and .cppcheck-suppressions: each check that is off has its reason there.
