@@ -85,6 +85,21 @@ $(B)/tests/api/%: $(B)/obj/tests/api/%.o $(B)/libcoal.so
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_LDFLAGS) -Wl,-rpath,'$$ORIGIN/../..' -o $@ $(filter %.o,$^) -L$(B) -lcoal -lcmocka
 
+# The request parser and the sessions of the memserver, fed by libFuzzer.
+FUZZ_SECONDS ?= 60
+FUZZ_FLAGS    = -std=gnu11 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -pthread -D_GNU_SOURCE -Iinclude
+$(B)/fuzz/fuzz_request: tests/fuzz/fuzz_request.c $(filter-out memserver/main.c,$(MEMSERVER_SRC)) $(wildcard memserver/*.h include/coal/*.h)
+	$(call say,FUZZ,$@)
+	@mkdir -p $(@D)
+	$(Q)clang $(FUZZ_FLAGS) -o $@ $(filter %.c,$^) -lcrypto -lmicrohttpd -lm
+
+.PHONY: check-fuzz
+check-fuzz: $(B)/fuzz/fuzz_request  ## fuzz the memserver's request parser for FUZZ_SECONDS (60)
+	$(Q)python3 tests/fuzz/make_seeds.py $(B)/fuzz/seeds
+	$(Q)mkdir -p $(B)/fuzz/corpus
+	$(B)/fuzz/fuzz_request -max_total_time=$(FUZZ_SECONDS) -max_len=100000 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
+		-artifact_prefix=$(B)/fuzz/ $(B)/fuzz/corpus $(B)/fuzz/seeds
+
 .PHONY: help deps clean
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
