@@ -60,6 +60,10 @@ int ms_address_parse(const char *spec, struct ms_address *addresses, int max)
 	const char *port;
 	int n = 0;
 
+	if (max < 1) {
+		ms_log(MS_ERROR, "too many addresses to listen on; give fewer --listen");
+		return -EINVAL;
+	}
 	if (!strncmp(spec, "unix:", 5))
 		return parse_unix(spec + 5, addresses);
 	if (split(spec, host, sizeof(host), &port)) {

@@ -18,7 +18,8 @@
 #define FD_RESERVE 64u /* descriptors that connections leave for everything else */
 #define MAX_LEASE 86400.0
 
-const char *argp_program_version = "memserver (Coalesce) " COAL_VERSION;
+/* argp finds it by its name; without this it would be hidden, as all names are. */
+__attribute__((visibility("default"))) const char *argp_program_version = "memserver (Coalesce) " COAL_VERSION;
 
 struct options {
 	const char *listen[MS_MAX_LISTENERS];
@@ -164,21 +165,27 @@ static void load_key(const struct options *options, struct coal_key *key)
 		usage("cannot read the key file %s: %s; check --key", options->key_path, strerror(-err));
 }
 
-/* Everything is resolved and checked before anything is opened. */
-static uint32_t resolve(const struct options *options, struct ms_address *addresses)
-{
-	uint32_t n = 0;
+struct addresses {
+	struct ms_address clients[MS_MAX_LISTENERS];
+	uint32_t n;
+	struct ms_address metrics;
+};
 
+/* Everything is resolved and checked before anything is opened. */
+static void resolve(const struct options *options, struct addresses *addresses)
+{
 	for (uint32_t i = 0; i < options->nlisten; i++) {
-		int got = ms_address_parse(options->listen[i], addresses + n, (int)(MS_MAX_LISTENERS - n));
+		struct ms_address *first = &addresses->clients[addresses->n];
+		int got = ms_address_parse(options->listen[i], first, (int)(MS_MAX_LISTENERS - addresses->n));
 		if (got < 0)
 			exit(2);
 		for (int j = 0; j < got; j++)
-			if (!options->key_path && !options->insecure && !ms_address_is_local(&addresses[n + (uint32_t)j]))
+			if (!options->key_path && !options->insecure && !ms_address_is_local(&first[j]))
 				usage("other machines can reach %s: give --key FILE, or --insecure to serve anyone", options->listen[i]);
-		n += (uint32_t)got;
+		addresses->n += (uint32_t)got;
 	}
-	return n;
+	if (options->metrics && ms_address_parse(options->metrics, &addresses->metrics, 1) < 0)
+		exit(2);
 }
 
 static int open_store(const struct options *options, struct ms_store *store)
@@ -219,7 +226,6 @@ static uint32_t raise_descriptors(void)
 	return n > 2 * FD_RESERVE ? (uint32_t)n - FD_RESERVE : (uint32_t)n / 2;
 }
 
-/* Several addresses of one name share the port that the first of them was given. */
 static int open_listeners(const struct ms_address *addresses, uint32_t n, struct ms_listener *listeners, uint32_t *opened)
 {
 	for (uint32_t i = 0; i < n; i++) {
@@ -231,7 +237,7 @@ static int open_listeners(const struct ms_address *addresses, uint32_t n, struct
 	return 0;
 }
 
-static int serve(const struct options *options, struct ms_server *server, const struct ms_address *addresses, uint32_t naddresses)
+static int serve(const struct options *options, struct ms_server *server, const struct addresses *addresses)
 {
 	static struct ms_listener listeners[MS_MAX_LISTENERS];
 	static struct ms_loops loops;
@@ -245,9 +251,9 @@ static int serve(const struct options *options, struct ms_server *server, const 
 	sigaddset(&loops.ends, SIGTERM);
 	sigaddset(&loops.ends, SIGINT);
 	pthread_sigmask(SIG_BLOCK, &loops.ends, NULL);
-	err = open_listeners(addresses, naddresses, listeners, &loops.nlisteners);
+	err = open_listeners(addresses->clients, addresses->n, listeners, &loops.nlisteners);
 	if (!err && options->metrics)
-		err = ms_metrics_start(server, options->metrics, &metrics);
+		err = ms_metrics_start(server, &addresses->metrics, &metrics);
 	if (err)
 		goto close;
 	for (uint32_t i = 0; i < loops.nlisteners; i++)
@@ -268,7 +274,7 @@ close:
 int main(int argc, char **argv)
 {
 	static struct ms_server server;
-	static struct ms_address addresses[MS_MAX_LISTENERS];
+	static struct addresses addresses;
 	struct options options = { .lease = 30, .threads = 1 };
 
 	argp_err_exit_status = 2;
@@ -279,8 +285,8 @@ int main(int argc, char **argv)
 	mallopt(M_TRIM_THRESHOLD, 8 << 20);
 
 	load_key(&options, &server.key);
-	uint32_t naddresses = resolve(&options, addresses);
-	server.max_client = (options.max_client && options.max_client < options.capacity ? options.max_client : options.capacity) / MS_PAGE;
+	resolve(&options, &addresses);
+	server.max_client = options.max_client ? options.max_client / MS_PAGE : UINT64_MAX;
 	server.lease_ms = (uint32_t)(options.lease * 1000);
 	pthread_mutex_init(&server.lock, NULL);
 	ms_clients_init(&server.clients);
@@ -290,7 +296,7 @@ int main(int argc, char **argv)
 	}
 	if (open_store(&options, &server.space.store))
 		return 1;
-	int err = serve(&options, &server, addresses, naddresses);
+	int err = serve(&options, &server, &addresses);
 	ms_store_close(&server.space.store);
 	return err ? 1 : 0;
 }

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "metrics.h"
 
-#include "listen.h"
 #include "log.h"
 
 #include <errno.h>
@@ -117,18 +116,16 @@ static enum MHD_Result handle(void *cls, struct MHD_Connection *connection, cons
 	return reply(connection, MHD_HTTP_OK, text, size, MHD_RESPMEM_MUST_FREE);
 }
 
-int ms_metrics_start(struct ms_server *server, const char *spec, struct ms_metrics **out)
+int ms_metrics_start(struct ms_server *server, const struct ms_address *address, struct ms_metrics **out)
 {
-	struct ms_address address;
-	int err = ms_address_parse(spec, &address, 1);
-
-	if (err < 0)
-		return err;
 	struct ms_metrics *metrics = calloc(1, sizeof(*metrics));
-	if (!metrics)
+
+	if (!metrics) {
+		ms_log(MS_ERROR, "no memory to serve metrics; leave out --metrics");
 		return -ENOMEM;
+	}
 	metrics->server = server;
-	err = ms_listen(&address, &metrics->listener);
+	int err = ms_listen(address, &metrics->listener);
 	if (err)
 		goto free_metrics;
 	/* Few connections for a short time each: a stuck scraper must not take descriptors from clients. */
@@ -136,7 +133,7 @@ int ms_metrics_start(struct ms_server *server, const char *spec, struct ms_metri
 					   MHD_OPTION_LISTEN_SOCKET, metrics->listener.watch.fd, MHD_OPTION_CONNECTION_LIMIT, 16u,
 					   MHD_OPTION_CONNECTION_TIMEOUT, 10u, MHD_OPTION_END);
 	if (!metrics->daemon) {
-		ms_log(MS_ERROR, "cannot serve metrics on %s: the HTTP library refused; choose another address", spec);
+		ms_log(MS_ERROR, "cannot serve metrics on %s: the HTTP library refused; choose another address", metrics->listener.name);
 		err = -EIO;
 		goto close_listener;
 	}

@@ -38,6 +38,7 @@ struct ms_session {
 	enum ms_state state;
 	enum ms_reason reason; /* why it is ending */
 	struct ms_buffer in, out;
+	bool held;   /* a request waits for room in the output */
 	size_t skip; /* bytes of a payload for which there was no memory, still to be thrown away */
 	uint8_t nonces[2][COAL_WIRE_NONCE_SIZE]; /* the client's, ours */
 	char peer[112]; /* for the log */

@@ -282,6 +282,32 @@ static void reading_stops_while_replies_wait(void **state)
 	assert_true(most <= MS_OUTPUT_MAX);
 }
 
+static void reading_stops_while_a_request_waits_for_room(void **state)
+{
+	struct rig *rig = *state;
+	struct coal_wire_run runs[64];
+	const void *from;
+	int answered = 0, asked = 2;
+
+	for (int i = 0; i < 64; i++)
+		runs[i] = (struct coal_wire_run){ 0, 4, 0 };
+	say_hello(rig);
+	say(rig, COAL_WIRE_RESERVE, 0, 8, NULL, 0);
+	say_write(rig, 0, 8);
+	say(rig, COAL_WIRE_READ, 32, 0, runs, 32 * 16);
+	say(rig, COAL_WIRE_READ, 64, 0, runs, 64 * 16);
+	deliver(rig, sizeof(rig->said));
+	assert_false(ms_session_wants(&rig->session));
+	for (int i = 0; i < 4; i++)
+		hear(rig, NULL);
+	for (; ms_session_output(&rig->session, &from); answered++) {
+		assert_int_equal(hear(rig, NULL).status, COAL_WIRE_OK);
+		ms_session_run(&rig->session, 0);
+	}
+	assert_int_equal(answered, asked);
+	assert_true(ms_session_wants(&rig->session));
+}
+
 static void fenced_session_applies_nothing(void **state)
 {
 	struct rig *rig = *state;
@@ -314,6 +340,7 @@ int main(void)
 		rigged(write_beyond_the_promise_changes_nothing),
 		rigged(page_named_twice_counts_once),
 		rigged(reading_stops_while_replies_wait),
+		rigged(reading_stops_while_a_request_waits_for_room),
 		rigged(fenced_session_applies_nothing),
 	};
 
