@@ -23,8 +23,12 @@ def server(tmp_path):
         return running[-1]
 
     yield start
-    for one in running:
-        one.close()
+    try:
+        for one in running:
+            one.finish()
+    finally:
+        for one in running:
+            one.close()
 
 
 @pytest.fixture
@@ -367,8 +371,8 @@ def test_memory_follows_what_is_held(server):
         before = memserver.rss()
         c.reserve(64 << 8)
         assert memserver.rss() < before + (4 << 20)
-        for n in range(64):
-            c.write(n << 8, os.urandom(4096) * 256)
+        for n in range(512):
+            c.write(n << 5, os.urandom(4096) * 32)
         assert memserver.rss() > before + (60 << 20)
         c.discard((0, 64 << 8))
         wait_until(lambda: memserver.rss() < before + (8 << 20))
