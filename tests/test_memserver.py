@@ -522,6 +522,16 @@ def test_requests_received_before_the_signal_are_answered(server, tmp_path):
     assert memserver.process.wait(20) == 0
 
 
+def test_peer_that_never_reads_delays_the_end_by_some_seconds_only(server):
+    memserver = server()
+    with Client(memserver.address) as c:
+        c.reserve(256)
+        c.write(0, page("a") * 256)
+        for _ in range(40):
+            c.send(memclient.READ, memclient.runs((0, 256)), count=1)
+        assert memserver.stop() == 0
+
+
 def test_once_ends_with_its_input_and_last_client(server):
     memserver = server("--once", "--lease", "0.2", stdin=subprocess.PIPE)
     with Client(memserver.address) as c:

@@ -2,11 +2,13 @@
 /* The request parser, and sessions driven from memory. */
 #include "../../memserver/request.h"
 
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include <cmocka.h>
 
@@ -308,6 +310,51 @@ static void reading_stops_while_a_request_waits_for_room(void **state)
 	assert_true(ms_session_wants(&rig->session));
 }
 
+/* Let no more address space be had, so that a large buffer can't; the smaller ones come from what malloc has. */
+static void limit_memory(rlim_t bytes)
+{
+	struct rlimit limit;
+
+	assert_int_equal(getrlimit(RLIMIT_AS, &limit), 0);
+	limit.rlim_cur = bytes;
+	assert_int_equal(setrlimit(RLIMIT_AS, &limit), 0);
+}
+
+static void request_without_memory_for_it_is_refused_and_skipped(void **state)
+{
+	struct rig *rig = *state;
+	static const uint8_t pages[4096];
+	struct coal_wire_header header = { .magic = COAL_WIRE_MAGIC, .op = COAL_WIRE_WRITE, .count = 1, .region = 1, .tag = 9 };
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+	(void)rig, (void)pages, (void)header;
+	print_message("the sanitizer itself needs address space without a limit\n");
+	skip();
+#else
+	header.length = 16 + 256 * 4096;
+	say_hello(rig);
+	memcpy(rig->said + rig->nsaid, &header, sizeof(header));
+	rig->nsaid += sizeof(header) + 16;
+	limit_memory(1 << 20);
+	deliver(rig, sizeof(rig->said));
+	limit_memory(RLIM_INFINITY);
+	for (int i = 0; i < 256; i++) {
+		memcpy(rig->said, pages, sizeof(pages));
+		rig->nsaid = sizeof(pages);
+		deliver(rig, sizeof(rig->said));
+	}
+	say(rig, COAL_WIRE_PING, 0, 0, "here", 4);
+	deliver(rig, sizeof(rig->said));
+	hear(rig, NULL);
+	hear(rig, NULL);
+	header = hear(rig, NULL);
+	assert_int_equal(header.status, COAL_WIRE_IO);
+	assert_int_equal(header.arg, ENOMEM);
+	assert_int_equal(header.tag, 9);
+	assert_int_equal(hear(rig, NULL).op, COAL_WIRE_PING);
+#endif
+}
+
 static void fenced_session_applies_nothing(void **state)
 {
 	struct rig *rig = *state;
@@ -341,6 +388,7 @@ int main(void)
 		rigged(page_named_twice_counts_once),
 		rigged(reading_stops_while_replies_wait),
 		rigged(reading_stops_while_a_request_waits_for_room),
+		rigged(request_without_memory_for_it_is_refused_and_skipped),
 		rigged(fenced_session_applies_nothing),
 	};
 
