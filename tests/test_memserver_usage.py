@@ -95,7 +95,8 @@ def test_file_in_the_way_of_a_socket_is_kept(tmp_path):
 
 def test_metrics_address_in_use_ends_it(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        done = run_memserver("--listen", f"unix:{tmp_path}/s", "--capacity", "1M", "--metrics", f"127.0.0.1:{taken.getsockname()[1]}")
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = run_memserver("--listen", f"unix:{tmp_path}/s", "--capacity", "1M", "--metrics", address)
     assert "another program listens there" in done.stderr
     assert done.returncode == 1
     assert not (tmp_path / "s").exists()

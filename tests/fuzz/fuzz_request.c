@@ -3,9 +3,9 @@
  * libFuzzer target: four connections of one memserver, driven from memory.
  *
  * Input: one byte (bit 0: the memserver has a key), then records of a control byte, a length (16 bits, little-endian) and
- * as many bytes for a connection. Control: bits 0-1 the connection; bit 2 its replies are taken first; bit 3 it is closed and
- * opened again first; bit 4 a second passes first; bit 5 a step of reaping first.
- * Random numbers are made predictable, so that the seeds (make_seeds.py) can hold valid proofs and tokens.
+ * as many bytes for a connection. Control: bits 0-1 the connection; bit 2 its replies are taken first; bit 3 it is closed
+ * and opened again first; bit 4 a second passes first; bit 5 a step of reaping first. Random numbers are made predictable,
+ * so that the seeds (make_seeds.py) can hold valid proofs and tokens.
  */
 #include "../../memserver/request.h"
 
@@ -30,12 +30,12 @@ ssize_t getrandom(void *buf, size_t n, unsigned int flags)
 	return (ssize_t)n;
 }
 
-#define must(what)                                          \
-	do {                                                \
-		if (!(what)) {                              \
-			fprintf(stderr, "not so: " #what "\n"); \
-			abort();                            \
-		}                                           \
+#define must(what)                                                                                                         \
+	do {                                                                                                               \
+		if (!(what)) {                                                                                             \
+			fprintf(stderr, "not so: " #what "\n");                                                            \
+			abort();                                                                                           \
+		}                                                                                                          \
 	} while (0)
 
 static void check_server(void)
@@ -44,7 +44,8 @@ static void check_server(void)
 	uint64_t promised = 0;
 
 	for (uint32_t i = 0; i < MS_CLIENT_BUCKETS; i++) {
-		LIST_FOREACH(client, &server.clients.buckets[i], bucket) {
+		LIST_FOREACH(client, &server.clients.buckets[i], bucket)
+		{
 			promised += client->promised;
 			must(client->promised <= server.max_client);
 			must(ms_region_pages(&client->region) <= client->promised);

@@ -6,8 +6,8 @@ import struct
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-from memclient import (ATTACH, AUTH, BYE, DISCARD, DROP, FORK, HELLO, NO_TOKEN, PING, READ, RESERVE, STAT, WRITE,  # noqa: E402
-                       message, page, proof, runs)
+from memclient import ATTACH, AUTH, BYE, DISCARD, DROP, FORK, HELLO, NO_TOKEN, PING, READ, RESERVE, STAT, WRITE  # noqa: E402
+from memclient import message, page, proof, runs  # noqa: E402
 
 KEY = b"k" * 16
 
@@ -19,8 +19,8 @@ def drawn(n, size):
 def record(connection, *messages, take=True, reopen=False, tick=False, reap=False):
     control = connection | take << 2 | reopen << 3 | tick << 4 | reap << 5
     data = b"".join(messages)
-    parts = [data[i:i + 65535] for i in range(0, len(data), 65535)] or [b""]
-    return b"".join(struct.pack("<BH", control if i == 0 else connection | 4, len(part)) + part for i, part in enumerate(parts))
+    assert len(data) < 65536
+    return struct.pack("<BH", control, len(data)) + data
 
 
 def hello():
@@ -54,7 +54,10 @@ seeds = {
     "plain": record(0, *start, write(3, page("a"), page("b")), read((3, 2)), discard((3, 1)), read((3, 1)),
                     message(STAT, region=1), message(PING, b"hello", region=1), message(BYE, region=1)),
     "limits": record(0, *start, reserve(1000), reserve(379), reserve(-1), write(0, *[page("x")] * 3),
-                     message(WRITE, runs((5, 1), (5, 1)) + 2 * page("d"), count=2, region=1), discard((0, 1 << 31)), reserve(-1 << 63)),
+                     message(WRITE, runs((5, 1), (5, 1)) + 2 * page("d"), count=2, region=1),
+                     discard((0, 1 << 31)), reserve(-1 << 63)),
+    "tight": record(0, *start, write(0, *[page("t")] * 10), write(50, *[page("t")] * 4), write(60, *[page("u")] * 8))
+    + record(0, write(5, *[page("u")] * 10), reserve(380), message(FORK, region=1)),
     "fork": record(0, *start, write(0, page("p")), message(FORK, region=1), write(0, page("q")))
     + record(1, hello(), attach(drawn(3, 16)), read((0, 1), region=2), write(0, page("r"), region=2))
     + record(0, message(DROP, drawn(3, 16), region=1), read((0, 1))),
@@ -65,7 +68,8 @@ seeds = {
     "backpressure": record(0, *start, write(0, page("z")), *[read(*[(0, 1)] * 100)] * 8, take=False) + record(0),
     "reap": record(0, *start, write(0, *[page("w")] * 14), discard((0, 512)), write(100, *[page("v")] * 14), take=True)
     + record(0, message(FORK, region=1), message(DROP, token, region=1), reap=True),
-    "edges": record(0, *start, write((1 << 36) - 1, page("e")), read(((1 << 36) - 1, 1)), discard((0, (1 << 32) - 1)), read(((1 << 36) - 1, 2))),
+    "edges": record(0, *start, write((1 << 36) - 1, page("e")), read(((1 << 36) - 1, 1)), discard((0, (1 << 32) - 1)),
+                    read(((1 << 36) - 1, 2))),
 }
 auth = message(AUTH, proof(KEY, b"coal1 client", bytes(32), drawn(1, 32), bytes(16)))
 folder = pathlib.Path(sys.argv[1])
