@@ -56,8 +56,8 @@ seeds = {
     "limits": record(0, *start, reserve(1000), reserve(379), reserve(-1), write(0, *[page("x")] * 3),
                      message(WRITE, runs((5, 1), (5, 1)) + 2 * page("d"), count=2, region=1),
                      discard((0, 1 << 31)), reserve(-1 << 63)),
-    "tight": record(0, *start, write(0, *[page("t")] * 10), write(50, *[page("t")] * 4), write(60, *[page("u")] * 8))
-    + record(0, write(5, *[page("u")] * 10), reserve(380), message(FORK, region=1)),
+    "tight": record(0, *start, write(0, *[page("t")] * 14))
+    + record(0, write(60, *[page("u")] * 8), write(12, *[page("v")] * 5), reserve(380), message(FORK, region=1)),
     "fork": record(0, *start, write(0, page("p")), message(FORK, region=1), write(0, page("q")))
     + record(1, hello(), attach(drawn(3, 16)), read((0, 1), region=2), write(0, page("r"), region=2))
     + record(0, message(DROP, drawn(3, 16), region=1), read((0, 1))),
