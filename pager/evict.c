@@ -27,6 +27,7 @@ struct batch {
 static struct batch *batches;
 static _Atomic unsigned nbusy;
 static _Atomic bool paused;
+static bool starved; /* this round lacked a batch or a frame */
 
 static struct {
 	_Atomic int state; /* 0 idle, 1 under way, 2 done */
@@ -84,6 +85,7 @@ static struct batch *take_batch(void)
 			return &batches[i];
 		}
 	}
+	starved = true;
 	return NULL;
 }
 
@@ -282,8 +284,10 @@ static void flush_round(struct round *r)
 			continue;
 		struct batch *b = open_batch(r, page_server(flush.m, flush.page), true);
 		uint32_t frame = b ? frame_take(&pool->fetch) : SLOT_NONE;
-		if (frame == SLOT_NONE)
+		if (frame == SLOT_NONE) {
+			starved = true;
 			return;
+		}
 		if (page_start_flush(flush.m, flush.page, frame)) {
 			frame_release(&pool->fetch, frame);
 			flush.status = -EIO;
@@ -425,6 +429,7 @@ void *evict_main(void *arg)
 		pager_panic(__FILE__, __LINE__, "no memory for write batches");
 	for (;;) {
 		uint64_t wait = UINT64_MAX;
+		starved = false;
 		pager_turn(LANE_WRITE);
 		pager_progress(LANE_WRITE);
 		for (unsigned i = 0; i < MAX_POOLS && !paused; i++) {
@@ -433,6 +438,8 @@ void *evict_main(void *arg)
 			wait = w < wait ? w : wait;
 		}
 		pager_progress(LANE_WRITE); /* send what was submitted */
+		if (!nbusy && !paused && (starved || flush.state == 1))
+			wait = 0; /* the answers that it lacked came with that: no other will wake us */
 		if (paused && !nbusy)
 			pager_kick(LANE_CONTROL);
 		if (wait)
