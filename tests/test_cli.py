@@ -424,6 +424,16 @@ def test_the_program_inherits_no_file():
     assert coal("run", "--", PYTHON, "-c", listing).stdout == plain.stdout
 
 
+def test_closed_standard_streams_stay_closed(tmp_path):
+    """Nor does anything of ours take their numbers."""
+    listing = "import os, sys; open(sys.argv[1], 'w').write(str(sorted(os.listdir('/proc/self/fd'))))"
+    for name, command in (("plain", []), ("coal", [COAL, "run", "--"])):
+        argv = [*command, PYTHON, "-c", listing, tmp_path / name]
+        done = subprocess.run(["sh", "-c", '"$@" <&- >&- 2>&-', "sh", *argv], env=environment(), timeout=BOUND)
+        assert done.returncode == 0
+    assert (tmp_path / "coal").read_text() == (tmp_path / "plain").read_text()
+
+
 def test_environment_of_the_program():
     show = "import json, os; print(json.dumps(dict(os.environ)))"
     done = coal("run", "--local", "8M", "--min-size", "64K", "--mmap", "1M", "--fail-after", "1.5", "--", PYTHON, "-c", show)
@@ -465,6 +475,19 @@ def users_of(folder):
         except (FileNotFoundError, ProcessLookupError):
             pass
     return found
+
+
+def test_a_private_memserver_that_ends_early_is_reported(started, runtime_dir):
+    process = started("run", "--", "sh", "-c", "echo $$; read line", env={"XDG_RUNTIME_DIR": str(runtime_dir)})
+    program = line_of(process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    keeper, = set(children) - {program}
+    memserver, = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
+    os.kill(int(memserver), signal.SIGKILL)
+    wait_until(lambda: not state(keeper), "the keeper ended")
+    process.stdin.close()
+    process.wait(timeout=BOUND)
+    assert b"private memserver ended before the program did" in process.stderr.read()
 
 
 def test_coal_run_killed_leaves_nothing_behind(started, runtime_dir):
