@@ -434,6 +434,31 @@ def test_closed_standard_streams_stay_closed(tmp_path):
     assert (tmp_path / "coal").read_text() == (tmp_path / "plain").read_text()
 
 
+CHANGE_FOLDER = """
+import os
+block = bytearray(os.urandom(8 << 20))
+total = sum(block)
+os.chdir("/")
+pid = os.fork()
+if not pid:
+    os._exit(0 if sum(block) == total else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), sum(block) == total)
+"""
+
+
+def test_a_relative_socket_is_found_after_a_change_of_folder(tmp_path):
+    server = subprocess.Popen([BUILD / "memserver", "--listen", f"unix:{tmp_path}/s", "--capacity", "256M"], stdout=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL, env=environment())
+    try:
+        assert b"listening" in server.stdout.readline()
+        done = coal("run", "--pool", "unix:s", "--local", "1M", "--", PYTHON, "-c", CHANGE_FOLDER, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (0, "0 True\n"), done
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()
+
+
 def test_environment_of_the_program():
     show = "import json, os; print(json.dumps(dict(os.environ)))"
     done = coal("run", "--local", "8M", "--min-size", "64K", "--mmap", "1M", "--fail-after", "1.5", "--", PYTHON, "-c", show)
