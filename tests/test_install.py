@@ -5,17 +5,16 @@ import os
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-BUILD = Path(os.environ.get("COAL_BUILD", "build")).resolve()
+from harness import BUILD, ROOT, SANITIZED
+
 MANUAL = ROOT / "pager" / "libcoal.3"
 COMMAND_MANUAL = ROOT / "pager" / "cmd" / "coal.1"
 BOUND = 100
 
-pytestmark = pytest.mark.skipif(bool(os.environ.get("COAL_SANITIZED")), reason="nobody installs a sanitized build")
+pytestmark = pytest.mark.skipif(SANITIZED, reason="nobody installs a sanitized build")
 
 COMPILERS = {"c": ["gcc", "-x", "c", "-std=c11"], "c++": ["g++", "-x", "c++", "-std=c++11"]}
 FLAGS = ["-Wall", "-Wextra", "-Werror"]
@@ -123,27 +122,13 @@ def test_the_manual_has_examples():
 
 @pytest.mark.parametrize("language", COMPILERS)
 @pytest.mark.parametrize("name", examples())
-def test_example_compiles_and_runs(prefix, tmp_path, memserver_socket, name, language):
+def test_example_compiles_and_runs(prefix, tmp_path, memserver, name, language):
     (tmp_path / "example").write_text(examples()[name])
     flags = pkg_config(prefix, "--cflags", "--libs")
     built = run([*COMPILERS[language], *FLAGS, tmp_path / "example", "-x", "none", "-o", tmp_path / "p", *flags])
     assert built.returncode == 0, built
-    done = run([tmp_path / "p", memserver_socket], env={"LD_LIBRARY_PATH": str(prefix / "lib")})
+    done = run([tmp_path / "p", memserver(capacity="4G").address], env={"LD_LIBRARY_PATH": str(prefix / "lib")})
     assert done.returncode == 0, done
-
-
-@pytest.fixture
-def memserver_socket(tmp_path):
-    spec = f"unix:{tmp_path}/socket"
-    server = subprocess.Popen([BUILD / "memserver", "--listen", spec, "--capacity", "4G"], stdout=subprocess.PIPE,
-                              stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
-    try:
-        assert b"listening" in server.stdout.readline()
-        yield spec
-    finally:
-        server.kill()
-        server.wait()
-        server.stdout.close()
 
 
 def test_the_manual_names_every_function_and_no_other():
