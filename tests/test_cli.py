@@ -618,6 +618,15 @@ def test_stat_table(started):
         assert word in done.stdout
 
 
+def test_stat_says_how_much_is_here_and_how_much_is_there(started):
+    fill = "import os; block = bytearray(os.urandom(32 << 20))\n" + ECHO
+    process = started("run", "--local", "4M", "--", PYTHON, "-c", fill)
+    numbers = json.loads(coal("stat", line_of(process), "--json").stdout)
+    assert 0 < numbers["resident_bytes"] <= 4 << 20
+    assert 24 << 20 <= numbers["remote_bytes"] <= 96 << 20
+    assert numbers["remote_bytes"] + numbers["resident_bytes"] >= 32 << 20
+
+
 def test_stat_lists_all_programs(started):
     pids = {start_echo(started)[1] for _ in range(2)}
     lines = coal("stat").stdout.splitlines()
