@@ -10,11 +10,9 @@
 #include "pager.h"
 #include <errno.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #define BATCHES 12
 #define EVICT_BATCH 64u
-#define UNSHARE_MAX 32
 #define BUSY_NS 2000000u /* pages that were busy are looked at again after this */
 
 struct batch {
@@ -170,8 +168,7 @@ static bool send_discards(struct server *server)
 struct round {
 	struct pool *pool;
 	struct batch *open[MAX_SERVERS];
-	uintptr_t shared[UNSHARE_MAX];
-	unsigned nshared, left;
+	unsigned left, busy;
 };
 
 /* The batch that is being filled for a server; NULL when all are busy. */
@@ -238,8 +235,9 @@ static int leave(struct round *r, struct mapping *m, uint64_t page, bool is_flus
 	if (err) {
 		held = true;
 		frame_release(&pool->victim, frame);
-		if (err == -EBUSY && r->nshared < UNSHARE_MAX)
-			r->shared[r->nshared++] = page_addr(m, page);
+		r->busy += err == -EBUSY;
+		if (err == -EBUSY)
+			connect_touch(page_addr(m, page));
 		return 0;
 	}
 	r->left++;
@@ -300,14 +298,6 @@ static void flush_round(struct round *r)
 	}
 }
 
-/* Pages that a fork shares can't be moved: make them this process's own. Without a lock, since it may fault. A page that is
- * pinned by the kernel stays busy and is tried again when its turn comes. */
-static void make_own(const struct round *r)
-{
-	for (unsigned i = 0; i < r->nshared; i++)
-		madvise((void *)r->shared[i], PAGE_SIZE, MADV_POPULATE_WRITE);
-}
-
 static void close_empty(struct round *r)
 {
 	for (unsigned i = 0; i < r->pool->nservers; i++) {
@@ -347,12 +337,13 @@ static uint64_t serve_pool(struct pool *pool)
 	pthread_mutex_unlock(&pool->lock);
 	if (waiters)
 		pager_kick(LANE_FAULT);
-	make_own(&r);
+	if (r.busy)
+		pager_kick(LANES);
 	if (discards)
 		return 0;
 	if (!drained || !more)
 		return UINT64_MAX;
-	return r.left ? 0 : r.nshared ? BUSY_NS : UINT64_MAX;
+	return r.left ? 0 : r.busy ? BUSY_NS : UINT64_MAX;
 }
 
 int evict_flush(struct mapping *m, uint64_t page, uint64_t n)

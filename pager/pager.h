@@ -7,7 +7,7 @@
  *	fault    reads the userfaultfd, owns lane LANE_FAULT of every memserver
  *	control  executes API calls (requests), owns LANE_CONTROL
  *	evict    moves pages out, owns LANE_WRITE: every WRITE and DISCARD goes there, so they stay in order
- *	connect  opens connections for the lanes of the others
+ *	connect  opens connections for the lanes of the others, and touches pages for evict
  *
  * The only lock is pool->lock; two pools' locks are only held together while a fork is prepared, in order of their index.
  * Ranges are read without a lock (range.c).
@@ -350,6 +350,7 @@ bool server_gone(const struct server *server); /* lost, or out of reach for long
 uint64_t server_deadline(const struct server *server); /* for a request that is made now */
 void server_complain(struct server *server, uintptr_t page);
 void *connect_main(void *arg);
+void connect_touch(uintptr_t page); /* make a page that a fork shares this process's own, soon */
 
 /* place.c: where the fault thread runs */
 void place_note(uint32_t tid); /* a fault of this thread has been read */

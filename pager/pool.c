@@ -219,13 +219,15 @@ int pool_close(struct pool *pool)
 
 	if (pool_has_mappings(pool))
 		return -EBUSY;
-	mapping_reap();
 	for (unsigned i = 0; i < pool->nservers; i++) {
 		io_init(&io, COAL_WIRE_BYE, io_ignore);
 		if (pool->server[i].state == SERVER_UP)
 			pool_call(&pool->server[i], &io);
+		server_lost(&pool->server[i], "its pool is closed"); /* what is under way ends */
 		pool->server[i].stat->state = SERVER_UNUSED;
 	}
+	pager_synchronize(false);
+	mapping_reap();
 	for (unsigned i = 0; i < MAX_POOLS; i++)
 		if (pager.pool[i] == pool)
 			pager.pool[i] = NULL;
