@@ -25,6 +25,8 @@ struct batch {
 static struct batch *batches;
 static _Atomic unsigned nbusy;
 static _Atomic bool paused;
+static bool starved; /* this round lacked a batch or a frame */
+static bool held;    /* it met a page that the kernel holds */
 
 static struct {
 	_Atomic int state; /* 0 idle, 1 under way, 2 done */
@@ -82,6 +84,7 @@ static struct batch *take_batch(void)
 			return &batches[i];
 		}
 	}
+	starved = true;
 	return NULL;
 }
 
@@ -224,10 +227,13 @@ static int leave(struct round *r, struct mapping *m, uint64_t page, bool is_flus
 	struct batch *b = open_batch(r, page_server(m, page), is_flush);
 	uint32_t frame = b ? frame_take(&pool->victim) : SLOT_NONE;
 
-	if (frame == SLOT_NONE)
+	if (frame == SLOT_NONE) {
+		starved = true;
 		return -EAGAIN;
+	}
 	int err = page_start_leaving(m, page, frame);
 	if (err) {
+		held = true;
 		frame_release(&pool->victim, frame);
 		r->busy += err == -EBUSY;
 		if (err == -EBUSY)
@@ -412,6 +418,7 @@ void *evict_main(void *arg)
 		pager_panic(__FILE__, __LINE__, "no memory for write batches");
 	for (;;) {
 		uint64_t wait = UINT64_MAX;
+		starved = held = false;
 		pager_turn(LANE_WRITE);
 		pager_progress(LANE_WRITE);
 		for (unsigned i = 0; i < MAX_POOLS && !paused; i++) {
@@ -420,6 +427,8 @@ void *evict_main(void *arg)
 			wait = w < wait ? w : wait;
 		}
 		pager_progress(LANE_WRITE); /* send what was submitted */
+		if (wait && !nbusy && !paused && (starved || flush.state == 1))
+			wait = held ? BUSY_NS : 0; /* the answers that it lacked came with that: no other will wake us */
 		if (paused && !nbusy)
 			pager_kick(LANE_CONTROL);
 		if (wait)

@@ -213,6 +213,13 @@ int page_start_leaving(struct mapping *m, uint64_t page, uint32_t frame)
 	return 0;
 }
 
+static void mark_stored(struct page *p)
+{
+	if (!(p->flags & PF_STORED))
+		stat_add(remote_bytes, PAGE_SIZE);
+	p->flags |= PF_STORED;
+}
+
 /* The write of a page that left has ended: LEAVING -> REMOTE, or -> DIRTY if it failed; one that is back learns that it is over.
  * The frame stays the caller's. */
 void page_finish_leaving(struct mapping *m, uint64_t page, uint32_t frame, int status)
@@ -224,7 +231,7 @@ void page_finish_leaving(struct mapping *m, uint64_t page, uint32_t frame, int s
 	if (p->state == PAGE_LEAVING && p->slot == frame) {
 		if (!status) {
 			p->state = PAGE_REMOTE;
-			p->flags |= PF_STORED;
+			mark_stored(p);
 		} else {
 			uint32_t slot = slot_take_over(m->pool);
 			status = slot == SLOT_NONE ? -ENOMEM :
@@ -238,7 +245,7 @@ void page_finish_leaving(struct mapping *m, uint64_t page, uint32_t frame, int s
 			}
 		}
 	} else if (!status && (p->state == PAGE_DIRTY || p->state == PAGE_CLEAN)) {
-		p->flags |= PF_STORED;
+		mark_stored(p);
 	} else if (p->state == PAGE_CLEAN) {
 		p->state = PAGE_DIRTY;
 		os->unprotect(page_addr(m, page), PAGE_SIZE);
@@ -281,6 +288,8 @@ void page_discard(struct mapping *m, uint64_t page, bool hole)
 		pool_count(pool, discarded, 1);
 		stat_add(discarded, 1);
 	}
+	if (p->flags & PF_STORED)
+		stat_add(remote_bytes, -(uint64_t)PAGE_SIZE);
 	p->flags &= PF_WRITING;
 	p->state = hole ? PAGE_HOLE : PAGE_ZERO;
 	if (hole) {
