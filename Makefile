@@ -23,7 +23,7 @@ DEPS_BUILD := gcc g++ make pkg-config libc6-dev linux-libc-dev \
 	libjemalloc-dev \
 	libjansson-dev
 DEPS_TEST := libcmocka-dev python3-pytest python3-pytest-timeout redis-server redis-tools python3-redis sqlite3 \
-	xz-utils git curl iproute2 man-db binutils procps python3
+	xz-utils git curl iproute2 man-db binutils procps python3 coreutils util-linux
 DEPS_BENCH := gnuplot-nox
 DEPS_LINT := clang clang-tidy cppcheck libclang-rt-14-dev
 
@@ -42,6 +42,8 @@ obj = $(patsubst %.c,$(B)/obj/%.o,$(1))
 BINARIES := $(B)/coal $(B)/memserver $(B)/libcoal.so $(B)/libcoal-malloc.so $(B)/pflat
 UNIT     := $(patsubst tests/unit/%.c,$(B)/tests/unit/%,$(UNIT_SRC))
 API      := $(patsubst tests/api/%.c,$(B)/tests/api/%,$(API_SRC))
+APPS     := $(patsubst tests/apps/%.c,$(B)/tests/apps/%,$(wildcard tests/apps/*.c)) \
+	$(patsubst tests/apps/%.cpp,$(B)/tests/apps/%,$(wildcard tests/apps/*.cpp))
 
 .PHONY: all
 all: $(BINARIES)  ## build everything into build/
@@ -91,6 +93,57 @@ $(B)/tests/api/%: $(B)/obj/tests/api/%.o $(B)/libcoal.so
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_LDFLAGS) -Wl,-rpath,'$$ORIGIN/../..' -o $@ $(filter %.o,$^) -L$(B) -lcoal -lcmocka
 
+.PHONY: bench bench-quick
+bench: $(B)/pflat $(B)/memserver  ## measure page faults: build/bench/results.json and latency-cdf.svg (about 5 minutes)
+	bench/run --build $(B)
+
+bench-quick: $(B)/pflat $(B)/memserver  ## the same in less than a minute, coarser
+	bench/run --build $(B) --quick
+# Programs that the tests run under `coal run`: plain ones, which know nothing of Coalesce.
+$(B)/tests/apps/%: tests/apps/%.c
+	$(call say,CC,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) -std=gnu11 $(WARN) -O2 -g -pthread -D_GNU_SOURCE -MMD -MP -o $@ $<
+
+$(B)/tests/apps/%: tests/apps/%.cpp
+	$(call say,CXX,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CXX) -std=c++17 -Wall -Wextra -O2 -g -pthread -MMD -MP -o $@ $<
+
+PYTHON := /usr/bin/python3
+SAN_ADDRESS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+SAN_THREAD := -fsanitize=thread
+
+.PHONY: tests check check-asan check-tsan demo
+tests: $(UNIT) $(API) $(APPS)  ## build the tests
+
+check: deps  ## install what is missing, build, run all tests
+	@$(MAKE) -j$(shell nproc) --no-print-directory all tests
+	@COAL_BUILD=$(B) $(PYTHON) -m pytest -q </dev/null
+
+check-asan: deps  ## the tests that can, with address and undefined sanitizers
+	@$(MAKE) -j$(shell nproc) --no-print-directory B=$(B)/asan SAN='$(SAN_ADDRESS)' $(B)/asan/memserver tests
+	@COAL_BUILD=$(B)/asan COAL_SANITIZED=1 $(PYTHON) -m pytest -q </dev/null
+
+# Without address randomisation: the runtime of gcc 12 finds no place for its shadow where the kernel uses 32 bits of it.
+check-tsan: deps  ## the tests that can, with the thread sanitizer
+	@$(MAKE) -j$(shell nproc) --no-print-directory B=$(B)/tsan SAN='$(SAN_THREAD)' $(B)/tsan/memserver tests
+	@COAL_BUILD=$(B)/tsan COAL_SANITIZED=1 setarch -R $(PYTHON) -m pytest -q </dev/null
+
+demo: deps  ## redis-server with three quarters of its data on another memory
+	@$(MAKE) -j$(shell nproc) --no-print-directory all
+	@COAL_BUILD=$(B) $(PYTHON) bench/demo.py
+
+# Configured in .clang-tidy and .cppcheck-suppressions: each check that is off has its reason there.
+LINT_SRC = $(LIBCOAL_SRC) $(MALLOC_SRC) $(COAL_SRC) $(MEMSERVER_SRC) $(PFLAT_SRC) $(UNIT_SRC) $(API_SRC) $(wildcard tests/apps/*.c)
+.PHONY: lint
+lint: deps  ## clang-tidy and cppcheck over all C
+	@printf '%s\n' $(LINT_SRC) | xargs -P 2 -I FILE clang-tidy --quiet FILE -- -std=gnu11 -D_GNU_SOURCE \
+		-DCOAL_VERSION='"$(VERSION)"' -Iinclude -Ipager 2>/dev/null
+	@cppcheck --quiet --error-exitcode=1 --enable=warning,performance,portability --inline-suppr -j 2 --std=c11 \
+		--suppressions-list=.cppcheck-suppressions -Iinclude -Ipager -D_GNU_SOURCE -D__x86_64__ -DCOAL_VERSION='"$(VERSION)"' $(LINT_SRC)
+	@echo "lint: clean"
+
 .PHONY: help deps clean
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -100,6 +153,35 @@ deps:  ## install the Debian packages that are missing
 		dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
 	test -z "$$missing" || { echo "installing: "$$missing; \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }
+
+MAN     := $(wildcard pager/cmd/*.1 bench/*.1 pager/*.3 memserver/*.8)
+UNITS   := $(wildcard memserver/*.service)
+HEADERS := include/coal/coal.h
+TO       = $(DESTDIR)$(PREFIX)
+
+.PHONY: install uninstall
+install: all  ## install below PREFIX (/usr/local); DESTDIR= is put before it
+	$(call say,INSTALL,$(TO))
+	$(Q)install -d $(TO)/bin $(TO)/sbin $(TO)/lib/pkgconfig $(TO)/include/coal $(TO)/lib/systemd/system
+	$(Q)install -m 755 $(B)/coal $(B)/pflat $(TO)/bin
+	$(Q)install -m 755 $(B)/memserver $(TO)/sbin
+	$(Q)install -m 644 $(B)/libcoal-malloc.so $(TO)/lib
+	$(Q)install -m 644 $(B)/libcoal.so $(TO)/lib/libcoal.so.$(VERSION)
+	$(Q)ln -sf libcoal.so.$(VERSION) $(TO)/lib/libcoal.so.0
+	$(Q)ln -sf libcoal.so.0 $(TO)/lib/libcoal.so
+	$(Q)install -m 644 $(HEADERS) $(TO)/include/coal
+	$(Q)sed -e 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|' pager/coal.pc.in > $(TO)/lib/pkgconfig/coal.pc
+	$(Q)for f in $(MAN); do install -D -m 644 $$f $(TO)/share/man/man$${f##*.}/$${f##*/}; done
+	$(Q)for f in $(UNITS); do sed 's|/usr/local/|$(PREFIX)/|g' $$f > $(TO)/lib/systemd/system/$${f##*/}; done
+	$(Q)test -n "$(DESTDIR)" -o ! -w /etc/ld.so.cache || ldconfig
+
+uninstall:  ## remove what install put there
+	$(call say,REMOVE,$(TO))
+	$(Q)rm -f $(TO)/bin/coal $(TO)/bin/pflat $(TO)/sbin/memserver $(TO)/lib/libcoal-malloc.so $(TO)/lib/libcoal.so* \
+		$(TO)/lib/pkgconfig/coal.pc $(patsubst include/%,$(TO)/include/%,$(HEADERS)) \
+		$(foreach f,$(MAN),$(TO)/share/man/man$(patsubst .%,%,$(suffix $f))/$(notdir $f)) \
+		$(patsubst memserver/%,$(TO)/lib/systemd/system/%,$(UNITS))
+	$(Q)test ! -d $(TO)/include/coal || rmdir --ignore-fail-on-non-empty $(TO)/include/coal
 
 clean:  ## remove build/
 	rm -rf $(B)

@@ -3,8 +3,11 @@
  * fault.c - fault intake: reads the userfaultfd, decides by the page's state, fetches what is remote.
  *
  * A fault that can't be served at once (no slot, no frame, no promise yet) is deferred and tried again whenever something
- * changed; after the pool's bound it fails. While faults are coming the thread polls for a short time before it sleeps,
- * because waking an idle processor costs more than serving the fault.
+ * changed; after the pool's bound it fails.
+ *
+ * Waking an idle processor costs more than serving a fault. So this thread moves to the processor of the thread that faults
+ * (place.c), which is about to be free there, and polls the wire for a bounded time while a reply is due. It does not poll
+ * for faults: the faulting thread would then wake on another processor, and find this one taken.
  */
 #include "pager.h"
 #include <errno.h>
@@ -15,7 +18,7 @@
 
 #define BATCH 16
 #define DEFERRED_MAX 1024
-#define SPIN_NS 20000u
+#define SPIN_NS 50000u /* polling for a reply: a good round trip is far below, a bad one far above */
 
 struct fault {
 	uintptr_t addr;
@@ -277,6 +280,7 @@ static int read_faults(void)
 	for (int i = 0; i < count; i++) {
 		if (msg[i].event != UFFD_EVENT_PAGEFAULT)
 			continue;
+		place_note(msg[i].arg.pagefault.feat.ptid);
 		struct fault fault = { .addr = msg[i].arg.pagefault.address & ~(uintptr_t)(PAGE_SIZE - 1), .start = start,
 				       .write = msg[i].arg.pagefault.flags &
 						(UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP),
@@ -294,26 +298,22 @@ void fault_reset_in_child(void)
 
 void *fault_main(void *arg)
 {
-	uint64_t active = 0, spin = get_nprocs() > 1 ? SPIN_NS : 0;
+	uint64_t spin = get_nprocs() > 1 ? SPIN_NS : 0, since = 0;
 
 	(void)arg;
 	in_pager = 1;
+	place_reset();
 	for (;;) {
 		pager_turn(LANE_FAULT);
 		int n = read_faults();
-		bool moved = pager_progress(LANE_FAULT);
-		uint64_t until = UINT64_MAX;
-		if (ndeferred)
-			until = retry_deferred();
-		uint64_t now = os->now();
-		if (n || moved)
-			active = now;
-		if (now - active < spin && !pager.frozen) {
+		if (pager_progress(LANE_FAULT) || n)
+			since = os->now();
+		uint64_t until = ndeferred ? retry_deferred() : UINT64_MAX;
+		if (spin && pager_pending(LANE_FAULT) && os->now() - since < spin) {
 			__builtin_ia32_pause();
 			continue;
 		}
 		pager_wait(LANE_FAULT, os_uffd(), until);
-		active = os->now();
 	}
 	return NULL;
 }

@@ -90,7 +90,7 @@ int os_open_uffd(void)
 	close(fd);
 	if (!(offered & UFFD_FEATURE_PAGEFAULT_FLAG_WP))
 		return -ENOSYS;
-	features = UFFD_FEATURE_PAGEFAULT_FLAG_WP | (offered & (UFFD_FEATURE_MOVE | UFFD_FEATURE_POISON));
+	features = UFFD_FEATURE_PAGEFAULT_FLAG_WP | (offered & (UFFD_FEATURE_THREAD_ID | UFFD_FEATURE_MOVE | UFFD_FEATURE_POISON));
 	fd = handshake(features, &offered);
 	if (fd < 0)
 		return fd;

@@ -82,7 +82,7 @@ static unsigned collect_lanes(unsigned thread, struct pollfd *fds, struct lane *
 	return n;
 }
 
-static bool any_pending(unsigned thread)
+bool pager_pending(unsigned thread)
 {
 	for (unsigned i = 0; thread < LANES && i < MAX_POOLS; i++) {
 		struct pool *pool = pager.pool[i];
@@ -103,7 +103,7 @@ int pager_wait(unsigned thread, int extra_fd, uint64_t until)
 	fds[n++] = (struct pollfd){ .fd = pager.efd[thread], .events = POLLIN };
 	if (extra_fd >= 0)
 		fds[n++] = (struct pollfd){ .fd = extra_fd, .events = POLLIN };
-	if (any_pending(thread) && (until == UINT64_MAX || until > now + tick))
+	if (pager_pending(thread) && (until == UINT64_MAX || until > now + tick))
 		until = now + tick; /* deadlines of requests are looked at this often */
 	uint64_t ns = until <= now ? 0 : until - now;
 	struct timespec ts = { (time_t)(ns / 1000000000), (long)(ns % 1000000000) };

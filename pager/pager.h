@@ -270,6 +270,7 @@ void pager_kick(unsigned thread);
 void pager_synchronize(bool connect); /* control thread: the others (connect too?) have finished what they were doing */
 int pager_wait(unsigned thread, int extra_fd, uint64_t until); /* poll the thread's lanes and its efd */
 bool pager_progress(unsigned thread); /* of its lanes; true if a request was done */
+bool pager_pending(unsigned thread); /* a lane of the thread waits for replies */
 void pager_turn(unsigned thread);
 
 /* range.c: which mapping has an address */
@@ -347,6 +348,10 @@ void lane_reset(struct lane *lane, const char *why);
 void server_lost(struct server *server, const char *why);
 void server_complain(struct server *server, uintptr_t page);
 void *connect_main(void *arg);
+
+/* place.c: where the fault thread runs */
+void place_note(uint32_t tid); /* a fault of this thread has been read */
+void place_reset(void);
 
 /* fault.c, evict.c, control.c */
 void *fault_main(void *arg);

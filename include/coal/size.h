@@ -24,7 +24,7 @@ static inline int coal_parse_size(const char *text, uint64_t *bytes)
 		return -EINVAL;
 	errno = 0;
 	double value = strtod(text, &end);
-	if (errno || end == text || !isfinite(value) || memchr(text, 'x', (size_t)(end - text)))
+	if (errno || end == text || !isfinite(value) || text[1] == 'x' || text[1] == 'X')
 		return -EINVAL;
 	double scale = 1;
 	if (*end) {
