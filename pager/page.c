@@ -219,9 +219,10 @@ int page_start_leaving(struct mapping *m, uint64_t page, uint32_t frame)
 void page_finish_leaving(struct mapping *m, uint64_t page, uint32_t frame, int status)
 {
 	struct page *p = &m->page[page];
+	bool outdated = p->flags & PF_OUTDATED;
 
 	m->inflight--;
-	p->flags &= (uint8_t)~PF_WRITING;
+	p->flags &= (uint8_t) ~(PF_WRITING | PF_OUTDATED);
 	if (p->state == PAGE_LEAVING && p->slot == frame) {
 		if (!status) {
 			p->state = PAGE_REMOTE;
@@ -238,7 +239,7 @@ void page_finish_leaving(struct mapping *m, uint64_t page, uint32_t frame, int s
 				page_fail(m, page);
 			}
 		}
-	} else if (!status && (p->state == PAGE_DIRTY || p->state == PAGE_CLEAN)) {
+	} else if (!status && !outdated && (p->state == PAGE_DIRTY || p->state == PAGE_CLEAN)) {
 		p->flags |= PF_STORED;
 	}
 	pager_assert(page_sanity(m, page));
@@ -264,10 +265,11 @@ int page_start_flush(struct mapping *m, uint64_t page, uint32_t frame)
 void page_finish_flush(struct mapping *m, uint64_t page, int status)
 {
 	struct page *p = &m->page[page];
+	bool outdated = p->flags & PF_OUTDATED;
 
 	m->inflight--;
-	p->flags &= (uint8_t)~PF_WRITING;
-	if (!status && (p->state == PAGE_DIRTY || p->state == PAGE_CLEAN))
+	p->flags &= (uint8_t) ~(PF_WRITING | PF_OUTDATED);
+	if (!status && !outdated && (p->state == PAGE_DIRTY || p->state == PAGE_CLEAN))
 		p->flags |= PF_STORED;
 	pager_assert(page_sanity(m, page));
 }
@@ -290,7 +292,7 @@ void page_discard(struct mapping *m, uint64_t page, bool hole)
 		pool_count(pool, discarded, 1);
 		stat_add(discarded, 1);
 	}
-	p->flags &= PF_WRITING;
+	p->flags = p->flags & PF_WRITING ? PF_WRITING | PF_OUTDATED : 0;
 	p->state = hole ? PAGE_HOLE : PAGE_ZERO;
 	if (hole) {
 		pool->pinned -= p->pins != 0;
