@@ -20,7 +20,7 @@
 struct batch {
 	struct io io;
 	bool busy, flush;
-	uint32_t mapping[IO_PAGES]; /* of a flush; victims are found through their frames */
+	uint32_t mapping[IO_PAGES];
 	uint64_t page[IO_PAGES];
 };
 
@@ -105,6 +105,7 @@ static void discard_done(struct io *io)
 	control_poke(); /* it may trim the promise now */
 }
 
+/* When they are handed over: what leaves after a discard is then never counted after it. */
 static void count_written(struct pool *pool, struct server *server, unsigned pages)
 {
 	pool_count(pool, written, pages);
@@ -112,30 +113,26 @@ static void count_written(struct pool *pool, struct server *server, unsigned pag
 	stat_add(written, pages);
 	stat_add(bytes_out, (uint64_t)pages * PAGE_SIZE);
 	__atomic_fetch_add(&server->stat->bytes_out, (uint64_t)pages * PAGE_SIZE, __ATOMIC_RELAXED);
-	__atomic_fetch_add(&server->stat->requests, 1, __ATOMIC_RELAXED);
 }
 
 static void write_done(struct io *io)
 {
 	struct batch *b = (struct batch *)io;
 	struct pool *pool = io->pool;
-	struct frames *frames = b->flush ? &pool->fetch : &pool->victim;
+	struct frames *frames = &pool->victim;
 
 	pthread_mutex_lock(&pool->lock);
 	for (unsigned i = 0; i < io->npages; i++) {
 		struct mapping *m = &pager.mapping[b->mapping[i]];
-		if (b->flush) {
-			page_finish_flush(m, b->page[i], io->status);
-			flush.inflight--;
-			flush.status = io->status ? -EIO : flush.status;
-		} else {
-			page_finish_leaving(m, b->page[i], io->frame[i], io->status);
-			os->frame_done(frame_memory(frames, io->frame[i]));
-		}
+		page_finish_leaving(m, b->page[i], io->frame[i], io->status);
+		os->frame_done(frame_memory(frames, io->frame[i]));
 		frame_release(frames, io->frame[i]);
 	}
-	if (!io->status)
-		count_written(pool, &pool->server[io->server], io->npages);
+	if (b->flush) {
+		flush.inflight -= io->npages;
+		flush.status = io->status ? -EIO : flush.status;
+	}
+	__atomic_fetch_add(&pool->server[io->server].stat->requests, 1, __ATOMIC_RELAXED);
 	bool waiters = pool->slot_waiters;
 	pool->slot_waiters = false;
 	pthread_mutex_unlock(&pool->lock);
@@ -197,14 +194,15 @@ static struct batch *open_batch(struct round *r, struct server *server, bool is_
 	return b;
 }
 
-static void batch_add(struct batch *b, struct mapping *m, uint64_t page, struct frames *frames, uint32_t frame)
+static void batch_add(struct batch *b, struct mapping *m, uint64_t page, uint32_t frame)
 {
 	unsigned i = b->io.npages;
 
 	b->mapping[i] = m->id;
 	b->page[i] = page;
 	b->io.frame[i] = frame;
-	io_add(&b->io, (m->base >> PAGE_SHIFT) + page, frame_memory(frames, frame));
+	io_add(&b->io, (m->base >> PAGE_SHIFT) + page, frame_memory(&m->pool->victim, frame));
+	count_written(m->pool, page_server(m, page), 1);
 }
 
 static void submit_open(struct round *r)
@@ -221,11 +219,12 @@ static bool all_zero(const void *frame)
 	return !w[0] && !memcmp(w, w + 1, PAGE_SIZE - sizeof(*w));
 }
 
-/* Returns 0; -EAGAIN when there is no buffer for more. */
-static int leave(struct round *r, struct mapping *m, uint64_t page)
+/* Move a modified page to a victim frame and into a batch; a flushed one comes back at once. Returns 0, also if it can't
+ * leave now; -EAGAIN when there is no buffer for more. */
+static int leave(struct round *r, struct mapping *m, uint64_t page, bool is_flush)
 {
 	struct pool *pool = r->pool;
-	struct batch *b = open_batch(r, page_server(m, page), false);
+	struct batch *b = open_batch(r, page_server(m, page), is_flush);
 	uint32_t frame = b ? frame_take(&pool->victim) : SLOT_NONE;
 
 	if (frame == SLOT_NONE)
@@ -238,13 +237,15 @@ static int leave(struct round *r, struct mapping *m, uint64_t page)
 		return 0;
 	}
 	r->left++;
-	if (all_zero(frame_memory(&pool->victim, frame))) {
+	if (!is_flush && all_zero(frame_memory(&pool->victim, frame))) {
 		page_leave_zero(m, page);
 		os->frame_done(frame_memory(&pool->victim, frame));
 		frame_release(&pool->victim, frame);
 		return 0;
 	}
-	batch_add(b, m, page, &pool->victim, frame);
+	batch_add(b, m, page, frame);
+	if (is_flush)
+		page_stay(m, page);
 	return 0;
 }
 
@@ -261,15 +262,13 @@ static void evict_round(struct round *r)
 	       resident_victim(pool, &steps, &m, &page)) {
 		if (m->page[page].state == PAGE_CLEAN)
 			r->left += !page_drop_clean(m, page);
-		else if (leave(r, m, page))
+		else if (leave(r, m, page, false))
 			break;
 	}
 }
 
 static void flush_round(struct round *r)
 {
-	struct pool *pool = r->pool;
-
 	for (; flush.page < flush.end; flush.page++) {
 		struct page *p = &flush.m->page[flush.page];
 		if (flush.m->extent[flush.page / EXTENT_PAGES] == EXTENT_UNTOUCHED) {
@@ -277,20 +276,17 @@ static void flush_round(struct round *r)
 			continue;
 		}
 		if (p->flags & PF_WRITING)
-			return;
-		if (p->state != PAGE_DIRTY)
-			continue;
-		struct batch *b = open_batch(r, page_server(flush.m, flush.page), true);
-		uint32_t frame = b ? frame_take(&pool->fetch) : SLOT_NONE;
-		if (frame == SLOT_NONE)
-			return;
-		if (page_start_flush(flush.m, flush.page, frame)) {
-			frame_release(&pool->fetch, frame);
-			flush.status = -EIO;
+			return; /* until that write is done */
+		if (p->state != PAGE_DIRTY || flush.m->pool->server[flush.m->extent[flush.page / EXTENT_PAGES] - 1].state == SERVER_LOST) {
+			flush.status = p->state == PAGE_DIRTY || p->state == PAGE_FAILED ? -EIO : flush.status;
 			continue;
 		}
+		unsigned before = r->left;
+		if (leave(r, flush.m, flush.page, true))
+			return;
+		if (r->left == before)
+			return; /* it is busy: again, later */
 		flush.inflight++;
-		batch_add(b, flush.m, flush.page, &pool->fetch, frame);
 	}
 	if (!flush.inflight) {
 		flush.state = 2;

@@ -67,12 +67,13 @@ static void fetch_done(struct io *io)
 	struct server *server = page_server(m, f->page);
 	if (io->status && server)
 		server_complain(server, page_addr(m, f->page));
-	page_finish_fetch(m, f->page, frame, io->status);
-	frame_release(&pool->fetch, frame);
-	if (!io->status) {
+	if (!io->status) { /* counted before the thread wakes, so that it finds itself counted */
 		pool_count(pool, faults_read, 1);
+		pool_count(pool, bytes_in, PAGE_SIZE);
 		stat_add(bytes_in, PAGE_SIZE);
 	}
+	page_finish_fetch(m, f->page, frame, io->status);
+	frame_release(&pool->fetch, frame);
 	pthread_mutex_unlock(&pool->lock);
 	if (!io->status && server) {
 		uint64_t end = os->now();
@@ -94,7 +95,7 @@ static int start_fetch(struct mapping *m, uint64_t page, const struct fault *fau
 	struct pool *pool = m->pool;
 	struct server *server = page_server(m, page);
 
-	if (server->state == SERVER_LOST) {
+	if (server_gone(server)) {
 		server_complain(server, page_addr(m, page));
 		page_fail(m, page);
 		return 0;
@@ -117,7 +118,7 @@ static int start_fetch(struct mapping *m, uint64_t page, const struct fault *fau
 	io->frame[0] = frame;
 	io_add(io, (m->base >> PAGE_SHIFT) + page, frame_memory(&pool->fetch, frame));
 	io->start = os->now();
-	io->deadline = io->start + pool->fail_ns;
+	io->deadline = server_deadline(server);
 	hist_add(&pager.stat->stage[STAGE_INTAKE], io->start - fault->start);
 	lane_submit(&server->lane[LANE_FAULT], io);
 	return 0;
@@ -127,12 +128,13 @@ static int install_zero(struct mapping *m, uint64_t page, const struct fault *fa
 {
 	int err = fault->write ? pool_promise(m, page) : 0;
 
+	pool_count(m->pool, faults_zero, 1);
 	if (!err)
 		err = page_install_zero(m, page, fault->write);
-	if (!err) {
-		pool_count(m->pool, faults_zero, 1);
+	if (err)
+		pool_count(m->pool, faults_zero, -1);
+	else
 		record(STAT_ZERO, fault->start);
-	}
 	return err;
 }
 
@@ -140,11 +142,12 @@ static int install_zero(struct mapping *m, uint64_t page, const struct fault *fa
 static int touch_resident(struct mapping *m, uint64_t page, const struct fault *fault)
 {
 	if (fault->protected) {
+		pool_count(m->pool, faults_write, 1);
 		int err = page_allow_write(m, page);
-		if (!err) {
-			pool_count(m->pool, faults_write, 1);
+		if (err)
+			pool_count(m->pool, faults_write, -1);
+		else
 			record(STAT_WRITE, fault->start);
-		}
 		return err;
 	}
 	if (!os->present(page_addr(m, page))) {
@@ -173,11 +176,12 @@ static int serve_locked(struct mapping *m, uint64_t page, const struct fault *fa
 	case PAGE_DIRTY:
 		return touch_resident(m, page, fault);
 	case PAGE_LEAVING:
+		pool_count(m->pool, faults_soft, 1);
 		err = page_rescue(m, page);
-		if (!err) {
-			pool_count(m->pool, faults_soft, 1);
+		if (err)
+			pool_count(m->pool, faults_soft, -1);
+		else
 			record(STAT_SOFT, fault->start);
-		}
 		return err;
 	case PAGE_FAILED:
 		return os->fail(page_addr(m, page));
@@ -224,7 +228,7 @@ static int serve(const struct fault *fault, bool last)
 	err = serve_locked(m, page, fault);
 	if (err == -EAGAIN && pool->resident >= pool->budget && evict_make_room(pool))
 		err = serve_locked(m, page, fault);
-	if (err == -ENOSPC || (err == -EAGAIN && last))
+	if (err == -ENOSPC || err == -EIO || (err == -EAGAIN && last))
 		give_up(m, page, err);
 	if (err == -EAGAIN)
 		pool->slot_waiters = true;
@@ -234,7 +238,7 @@ static int serve(const struct fault *fault, bool last)
 		evict_kick(pool);
 	if (err == -EAGAIN && !last)
 		return err;
-	if (err && err != -EAGAIN && err != -ENOSPC)
+	if (err && err != -EAGAIN && err != -ENOSPC && err != -EIO)
 		os->wake(fault->addr, PAGE_SIZE);
 	return 0;
 }

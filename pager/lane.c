@@ -94,6 +94,7 @@ void lane_reset(struct lane *lane, const char *why)
 	lane->backoff = 0;
 	lane->next_try = 0;
 	if (atomic_compare_exchange_strong(&server->state, &up, SERVER_RECONNECTING)) {
+		server->since = os->now();
 		snprintf(server->why, sizeof(server->why), "%s", why);
 		log_info("memserver %s: connection lost (%s), connecting again", server->endpoint.name, why);
 	}
@@ -177,6 +178,18 @@ void server_lost(struct server *server, const char *why)
 		pager_kick(i);
 }
 
+bool server_gone(const struct server *server)
+{
+	return server->state == SERVER_LOST ||
+	       (server->state == SERVER_RECONNECTING && os->now() > server->since + server->pool->fail_ns);
+}
+
+/* While the memserver is out of reach all requests share the bound that began when it went; the wait is not begun anew. */
+uint64_t server_deadline(const struct server *server)
+{
+	return (server->state == SERVER_RECONNECTING ? server->since : os->now()) + server->pool->fail_ns;
+}
+
 void server_complain(struct server *server, uintptr_t page)
 {
 	if (atomic_exchange(&server->complained, true))
@@ -211,8 +224,10 @@ static void try_connect(struct lane *lane, uint64_t now)
 	} else if (err == -ESTALE || err == -EACCES) {
 		server_lost(server, why);
 	} else {
-		if (server->state == SERVER_UP)
+		if (server->state == SERVER_UP) {
+			server->since = now;
 			server->state = SERVER_RECONNECTING;
+		}
 		snprintf(server->why, sizeof(server->why), "%s", why);
 		lane->backoff = lane->backoff ? lane->backoff * 2 : BACKOFF_MIN;
 		if (lane->backoff > BACKOFF_MAX)

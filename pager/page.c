@@ -117,7 +117,6 @@ void page_finish_fetch(struct mapping *m, uint64_t page, uint32_t frame, int sta
 		status = os->copy(page_addr(m, page), frame_memory(&pool->fetch, frame), !write);
 	if (!status) {
 		become_resident(m, page, slot, write ? PAGE_DIRTY : PAGE_CLEAN);
-		pool_count(pool, bytes_in, PAGE_SIZE);
 	} else {
 		slot_release(pool, slot);
 		p->state = PAGE_REMOTE;
@@ -197,7 +196,7 @@ int page_start_leaving(struct mapping *m, uint64_t page, uint32_t frame)
 	struct page *p = &m->page[page];
 	struct pool *pool = m->pool;
 
-	pager_assert(p->state == PAGE_DIRTY && !p->pins && !(p->flags & PF_WRITING));
+	pager_assert(p->state == PAGE_DIRTY && !(p->flags & PF_WRITING));
 	int err = os->take(page_addr(m, page), frame_memory(&pool->victim, frame));
 	if (err)
 		return err;
@@ -214,7 +213,7 @@ int page_start_leaving(struct mapping *m, uint64_t page, uint32_t frame)
 	return 0;
 }
 
-/* The write of a page that left has ended: LEAVING -> REMOTE, or -> DIRTY if it failed; others only learn that it is over.
+/* The write of a page that left has ended: LEAVING -> REMOTE, or -> DIRTY if it failed; one that is back learns that it is over.
  * The frame stays the caller's. */
 void page_finish_leaving(struct mapping *m, uint64_t page, uint32_t frame, int status)
 {
@@ -241,36 +240,27 @@ void page_finish_leaving(struct mapping *m, uint64_t page, uint32_t frame, int s
 		}
 	} else if (!status && !outdated && (p->state == PAGE_DIRTY || p->state == PAGE_CLEAN)) {
 		p->flags |= PF_STORED;
+	} else if (!outdated && p->state == PAGE_CLEAN) {
+		p->state = PAGE_DIRTY;
+		os->unprotect(page_addr(m, page), PAGE_SIZE);
 	}
 	pager_assert(page_sanity(m, page));
 }
 
-/* DIRTY stays DIRTY: a copy of its bytes is in the fetch frame, to be written. It is not called clean afterwards, because a
- * device may be writing to it through a pin of the kernel that no protection of ours stops. */
-int page_start_flush(struct mapping *m, uint64_t page, uint32_t frame)
+/* LEAVING -> CLEAN: a flushed page comes straight back, write-protected, while its write is under way. Having left, it was
+ * not pinned by the kernel, so nothing can have written to it unseen. If it can't come back it simply leaves. */
+void page_stay(struct mapping *m, uint64_t page)
 {
 	struct page *p = &m->page[page];
+	uint32_t slot = slot_take_over(m->pool);
 
-	pager_assert(p->state == PAGE_DIRTY && !(p->flags & PF_WRITING));
-	int err = os->peek(page_addr(m, page), frame_memory(&m->pool->fetch, frame));
-	if (err)
-		return err;
-	m->pool->fetch.frame[frame].mapping = m->id;
-	m->pool->fetch.frame[frame].page = page;
-	p->flags |= PF_WRITING;
-	m->inflight++;
-	return 0;
-}
-
-void page_finish_flush(struct mapping *m, uint64_t page, int status)
-{
-	struct page *p = &m->page[page];
-	bool outdated = p->flags & PF_OUTDATED;
-
-	m->inflight--;
-	p->flags &= (uint8_t) ~(PF_WRITING | PF_OUTDATED);
-	if (!status && !outdated && (p->state == PAGE_DIRTY || p->state == PAGE_CLEAN))
-		p->flags |= PF_STORED;
+	pager_assert(p->state == PAGE_LEAVING);
+	if (slot == SLOT_NONE)
+		return;
+	if (os->copy(page_addr(m, page), frame_memory(&m->pool->victim, p->slot), true))
+		slot_release(m->pool, slot);
+	else
+		become_resident(m, page, slot, PAGE_CLEAN);
 	pager_assert(page_sanity(m, page));
 }
 

@@ -214,6 +214,7 @@ struct server {
 	struct endpoint endpoint;
 	struct identity id;
 	_Atomic int state;      /* enum stat_server_state */
+	_Atomic uint64_t since; /* of the state RECONNECTING */
 	_Atomic bool complained; /* the line about its loss has been written */
 	char why[160];
 	struct lane lane[LANES];
@@ -320,8 +321,7 @@ int page_rescue(struct mapping *m, uint64_t page);
 int page_drop_clean(struct mapping *m, uint64_t page);
 int page_start_leaving(struct mapping *m, uint64_t page, uint32_t frame);
 void page_finish_leaving(struct mapping *m, uint64_t page, uint32_t frame, int status);
-int page_start_flush(struct mapping *m, uint64_t page, uint32_t frame);
-void page_finish_flush(struct mapping *m, uint64_t page, int status);
+void page_stay(struct mapping *m, uint64_t page);
 void page_discard(struct mapping *m, uint64_t page, bool hole);
 void page_vanished(struct mapping *m, uint64_t page);
 void page_refuse(struct mapping *m, uint64_t page);
@@ -331,7 +331,7 @@ void page_leave_zero(struct mapping *m, uint64_t page);
 int pool_open(const char *spec, const char *key_file, const struct coal_pool_opts *opts, struct pool **out); /* control thread */
 int pool_close(struct pool *pool);
 int pool_register_frames(struct pool *pool);
-int pool_promise(struct mapping *m, uint64_t page); /* under lock: 0, -EAGAIN while credit is asked for, -ENOSPC */
+int pool_promise(struct mapping *m, uint64_t page); /* under lock: 0, -EAGAIN while credit is asked for, -ENOSPC, -EIO */
 int pool_promise_range(struct mapping *m, uint64_t page, uint64_t n); /* control thread, no lock held: may ask for credit */
 void pool_release_extent(struct mapping *m, uint64_t extent);
 void pool_refill(struct pool *pool); /* control thread */
@@ -347,6 +347,8 @@ void lane_submit(struct lane *lane, struct io *io);
 bool lane_progress(struct lane *lane);
 void lane_reset(struct lane *lane, const char *why);
 void server_lost(struct server *server, const char *why);
+bool server_gone(const struct server *server); /* lost, or out of reach for longer than the pool's bound */
+uint64_t server_deadline(const struct server *server); /* for a request that is made now */
 void server_complain(struct server *server, uintptr_t page);
 void *connect_main(void *arg);
 

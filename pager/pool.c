@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <netdb.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/un.h>
 
@@ -35,12 +36,20 @@ static int resolve_unix(struct endpoint *e, const char *path)
 	return 0;
 }
 
+static bool port_is_good(const char *text)
+{
+	char *end;
+	unsigned long port = strtoul(text, &end, 10);
+
+	return *text >= '0' && *text <= '9' && !*end && port >= 1 && port <= 65535;
+}
+
 static int resolve_tcp(struct endpoint *e, char *text)
 {
 	struct addrinfo hints = { .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM }, *found;
 	char *host = text, *colon = strrchr(text, ':'), number[48], port[16];
 
-	if (!colon || colon == text || !colon[1])
+	if (!colon || colon == text || !port_is_good(colon + 1))
 		return -EINVAL;
 	*colon = 0;
 	if (*host == '[' && colon[-1] == ']') {
@@ -230,7 +239,7 @@ void io_ignore(struct io *io)
 
 int pool_call(struct server *server, struct io *io)
 {
-	io->deadline = os->now() + server->pool->fail_ns;
+	io->deadline = server_deadline(server);
 	lane_submit(&server->lane[LANE_CONTROL], io);
 	pager_progress(LANE_CONTROL);
 	while (io->status == 1) {
@@ -261,7 +270,7 @@ static struct server *choose_server(struct pool *pool, uint64_t n)
 
 	for (unsigned i = 0; i < pool->nservers; i++) {
 		struct server *s = &pool->server[i];
-		if (s->state == SERVER_LOST || (s->credit < n && now < s->full_until))
+		if (server_gone(s) || (s->credit < n && now < s->full_until))
 			continue;
 		if (!best || (double)(s->assigned + n) / (double)s->capacity < (double)(best->assigned + n) / (double)best->capacity)
 			best = s;
@@ -269,12 +278,21 @@ static struct server *choose_server(struct pool *pool, uint64_t n)
 	return best;
 }
 
+/* Why there is none: it may be that those with room are gone. */
+static int no_server(const struct pool *pool)
+{
+	for (unsigned i = 0; i < pool->nservers; i++)
+		if (pool->server[i].state != SERVER_UP)
+			return -EIO;
+	return -ENOSPC;
+}
+
 static bool extent_promised(const struct mapping *m, uint64_t extent)
 {
 	return m->extent[extent] != EXTENT_UNTOUCHED && m->extent[extent] != EXTENT_TOUCHED;
 }
 
-/* 0, -EAGAIN: credit has to be asked for (server->wanted says how much), or -ENOSPC. */
+/* 0, -EAGAIN: credit has to be asked for (server->wanted says how much), -ENOSPC or -EIO. */
 static int promise_extent(struct mapping *m, uint64_t extent)
 {
 	uint64_t n = extent_pages(m, extent);
@@ -283,7 +301,7 @@ static int promise_extent(struct mapping *m, uint64_t extent)
 		return 0;
 	struct server *s = choose_server(m->pool, n);
 	if (!s)
-		return -ENOSPC;
+		return no_server(m->pool);
 	if (s->credit < n) {
 		s->wanted = n;
 		return -EAGAIN;
@@ -409,7 +427,7 @@ int pool_promise_range(struct mapping *m, uint64_t page, uint64_t n)
 	}
 	pthread_mutex_unlock(&pool->lock);
 	mem_unmap(before, end - first);
-	return err ? -ENOMEM : 0;
+	return err == -ENOSPC ? -ENOMEM : err;
 }
 
 void pool_release_extent(struct mapping *m, uint64_t extent)

@@ -271,6 +271,19 @@ static void capacity_of_small_blocks(void)
 	CHECK(malloc(16 * MIB));
 }
 
+/* What the kernel says. */
+static size_t resident_bytes(const char *p, size_t len)
+{
+	static unsigned char vec[32 * MIB / 4096 + 1];
+	char *start = (char *)((uintptr_t)p & ~(uintptr_t)4095);
+	size_t pages = (len + 4095) / 4096, n = 0;
+
+	CHECK(!mincore(start, len, vec));
+	for (size_t i = 0; i < pages; i++)
+		n += vec[i] & 1;
+	return n * 4096;
+}
+
 /* Run with 4 MiB of local memory. */
 static void freed_is_not_written(void)
 {
@@ -280,9 +293,11 @@ static void freed_is_not_written(void)
 	fill(p, 32 * MIB, 5);
 	CHECK(holds(p, 32 * MIB, 5));
 	CHECK(stat->written > 0 && stat->promised_bytes >= 32 * MIB);
+	size_t resident = resident_bytes(p, 32 * MIB);
+	CHECK(resident > MIB && resident <= 4 * MIB + 256 * 1024);
 	free(p);
 	uint64_t written = stat->written;
-	CHECK(stat->resident_bytes < MIB);
+	CHECK(resident_bytes(p, 32 * MIB) == 0);
 	CHECK(stat->promised_bytes < 4 * MIB);
 	for (int i = 0; i < 64; i++) {
 		p = malloc(MIB);
