@@ -59,7 +59,7 @@ static void *new_aligned_nothrow(const char *runtime, size_t size, size_t alignm
 	return slow ? slow(size, alignment, nothrow) : NULL;
 }
 
-/* Zn: operator new, Za: operator new[]; w/a l/a are the compiler's letters for the plain and the array form. */
+/* _Znw and _Zdl are operator new and delete, _Zna and _Zda those of arrays; _ZdlPv frees, _ZdlPvm knows the size too. */
 #define OPERATORS(w, l)                                                                                        \
 	EXPORT void *_Zn##w##m(size_t size);                                                                   \
 	EXPORT void *_Zn##w##mRKSt9nothrow_t(size_t size, const void *nothrow);                                \
