@@ -225,9 +225,10 @@ static void mark_stored(struct page *p)
 void page_finish_leaving(struct mapping *m, uint64_t page, uint32_t frame, int status)
 {
 	struct page *p = &m->page[page];
+	bool outdated = p->flags & PF_OUTDATED;
 
 	m->inflight--;
-	p->flags &= (uint8_t)~PF_WRITING;
+	p->flags &= (uint8_t) ~(PF_WRITING | PF_OUTDATED);
 	if (p->state == PAGE_LEAVING && p->slot == frame) {
 		if (!status) {
 			p->state = PAGE_REMOTE;
@@ -244,9 +245,9 @@ void page_finish_leaving(struct mapping *m, uint64_t page, uint32_t frame, int s
 				page_fail(m, page);
 			}
 		}
-	} else if (!status && (p->state == PAGE_DIRTY || p->state == PAGE_CLEAN)) {
+	} else if (!status && !outdated && (p->state == PAGE_DIRTY || p->state == PAGE_CLEAN)) {
 		mark_stored(p);
-	} else if (p->state == PAGE_CLEAN) {
+	} else if (!outdated && p->state == PAGE_CLEAN) {
 		p->state = PAGE_DIRTY;
 		os->unprotect(page_addr(m, page), PAGE_SIZE);
 	}
@@ -290,7 +291,7 @@ void page_discard(struct mapping *m, uint64_t page, bool hole)
 	}
 	if (p->flags & PF_STORED)
 		stat_add(remote_bytes, -(uint64_t)PAGE_SIZE);
-	p->flags &= PF_WRITING;
+	p->flags = p->flags & PF_WRITING ? PF_WRITING | PF_OUTDATED : 0;
 	p->state = hole ? PAGE_HOLE : PAGE_ZERO;
 	if (hole) {
 		pool->pinned -= p->pins != 0;

@@ -83,6 +83,7 @@ enum page_state { PAGE_ZERO, PAGE_REMOTE, PAGE_FETCHING, PAGE_CLEAN, PAGE_DIRTY,
 #define PF_WRITING 0x02u    /* a write of this page is in flight: it may not leave again before that is done */
 #define PF_WANT_WRITE 0x04u /* FETCHING: a store waits, install writable */
 #define PF_PREFETCH 0x08u   /* FETCHING: nobody waits yet */
+#define PF_OUTDATED 0x10u   /* discarded while a write was in flight: what that write stores is discarded after it */
 
 struct page {
 	uint32_t slot; /* CLEAN, DIRTY: slot in the pool's resident table; FETCHING, LEAVING: frame */
