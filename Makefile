@@ -99,6 +99,7 @@ bench: $(B)/pflat $(B)/memserver  ## measure page faults: build/bench/results.js
 
 bench-quick: $(B)/pflat $(B)/memserver  ## the same in less than a minute, coarser
 	bench/run --build $(B) --quick
+
 # Programs that the tests run under `coal run`: plain ones, which know nothing of Coalesce.
 $(B)/tests/apps/%: tests/apps/%.c
 	$(call say,CC,$@)
@@ -143,6 +144,21 @@ lint: deps  ## clang-tidy and cppcheck over all C
 	@cppcheck --quiet --error-exitcode=1 --enable=warning,performance,portability --inline-suppr -j 2 --std=c11 \
 		--suppressions-list=.cppcheck-suppressions -Iinclude -Ipager -D_GNU_SOURCE -D__x86_64__ -DCOAL_VERSION='"$(VERSION)"' $(LINT_SRC)
 	@echo "lint: clean"
+
+# The request parser and the sessions of the memserver, fed by libFuzzer.
+FUZZ_SECONDS ?= 60
+FUZZ_FLAGS    = -std=gnu11 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -pthread -D_GNU_SOURCE -Iinclude
+$(B)/fuzz/fuzz_request: tests/fuzz/fuzz_request.c $(filter-out memserver/main.c,$(MEMSERVER_SRC)) $(wildcard memserver/*.h include/coal/*.h)
+	$(call say,FUZZ,$@)
+	@mkdir -p $(@D)
+	$(Q)clang $(FUZZ_FLAGS) -o $@ $(filter %.c,$^) -lcrypto -lmicrohttpd -lm
+
+.PHONY: check-fuzz
+check-fuzz: $(B)/fuzz/fuzz_request  ## fuzz the memserver's request parser for FUZZ_SECONDS (60)
+	$(Q)python3 tests/fuzz/make_seeds.py $(B)/fuzz/seeds
+	$(Q)mkdir -p $(B)/fuzz/corpus
+	$(B)/fuzz/fuzz_request -max_total_time=$(FUZZ_SECONDS) -max_len=100000 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
+		-artifact_prefix=$(B)/fuzz/ $(B)/fuzz/corpus $(B)/fuzz/seeds
 
 .PHONY: help deps clean
 help:  ## list the targets

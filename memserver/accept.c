@@ -71,7 +71,7 @@ static void hand_over(struct ms_loop *loop, struct ms_conn *conn)
 /* The peer has not said anything yet; say why there is nothing for it, as if it had said hello. */
 static void turn_away(struct ms_server *server, int fd, const char *peer)
 {
-	const struct coal_wire_header busy = { .magic = COAL_WIRE_MAGIC, .op = COAL_WIRE_HELLO, .status = COAL_WIRE_BUSY };
+	const struct coal_wire_header busy = {.magic = COAL_WIRE_MAGIC, .op = COAL_WIRE_HELLO, .status = COAL_WIRE_BUSY};
 
 	ms_log(MS_WARN, "connection of %s ended (%s): %s", peer, ms_reason_name(MS_BUSY), ms_reason_text(MS_BUSY));
 	ms_count(&server->counters.ended[MS_BUSY], 1);
@@ -110,7 +110,7 @@ void ms_accept_ready(struct ms_watch *watch, uint32_t events)
 
 	(void)events;
 	for (int i = 0; i < 64; i++) {
-		struct ms_address from = { .length = sizeof(from.addr) };
+		struct ms_address from = {.length = sizeof(from.addr)};
 		int fd = accept4(watch->fd, (struct sockaddr *)&from.addr, &from.length, SOCK_NONBLOCK | SOCK_CLOEXEC);
 		if (fd >= 0) {
 			welcome(listener->loops, fd, &from);

@@ -4,8 +4,8 @@
 
 #include <string.h>
 
-#define REFUSE(status, reason) ((struct ms_verdict){ (status), (reason) })
-#define ACCEPT ((struct ms_verdict){ COAL_WIRE_OK, MS_OPEN })
+#define REFUSE(status, reason) ((struct ms_verdict){(status), (reason)})
+#define ACCEPT ((struct ms_verdict){COAL_WIRE_OK, MS_OPEN})
 
 static struct ms_verdict check_order(uint8_t op, enum ms_state state, bool key)
 {
@@ -51,7 +51,8 @@ static bool length_fits(const struct coal_wire_header *header)
 
 struct ms_verdict ms_check_header(const struct coal_wire_header *header, enum ms_state state, bool key, uint32_t region)
 {
-	const bool vector = header->op == COAL_WIRE_READ || header->op == COAL_WIRE_WRITE || header->op == COAL_WIRE_DISCARD;
+	const bool vector =
+		header->op == COAL_WIRE_READ || header->op == COAL_WIRE_WRITE || header->op == COAL_WIRE_DISCARD;
 
 	if (header->magic != COAL_WIRE_MAGIC)
 		return REFUSE(COAL_WIRE_EBADMSG, MS_BAD_MAGIC);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Invariants
- *  1. A client is on exactly one of: its lanes (lanes_open > 0), the list of leases (leased), its parent's tickets (parent).
+ *  1. A client is on exactly one of: its lanes (lanes_open > 0), the list of leases (leased), its parent's tickets
+ * (parent).
  *  2. The promises of all clients add up to store.promised, which is never above the capacity.
  *  3. A region holds no more pages than its client is promised.
  */
@@ -64,8 +65,8 @@ struct ms_client *ms_client_find(struct ms_server *server, const uint8_t token[C
 	struct ms_client *client;
 
 	LIST_FOREACH(client, &server->clients.buckets[bucket_of(token)], bucket)
-		if (!CRYPTO_memcmp(client->token, token, COAL_WIRE_TOKEN_SIZE))
-			return client;
+	if (!CRYPTO_memcmp(client->token, token, COAL_WIRE_TOKEN_SIZE))
+		return client;
 	return NULL;
 }
 
@@ -175,8 +176,8 @@ void ms_clients_expire(struct ms_server *server, uint64_t now)
 	while ((client = TAILQ_FIRST(&server->clients.leases))) {
 		if (client->lease_end > now)
 			break;
-		ms_log(MS_INFO, "the lease of client %u (%s, pid %u) has ended; its %llu pages are freed", client->id, client->name,
-		       client->pid, (unsigned long long)ms_region_pages(&client->region));
+		ms_log(MS_INFO, "the lease of client %u (%s, pid %u) has ended; its %llu pages are freed", client->id,
+		       client->name, client->pid, (unsigned long long)ms_region_pages(&client->region));
 		ms_client_free(server, client, now);
 	}
 	server->clients.next_end = client ? client->lease_end : UINT64_MAX;

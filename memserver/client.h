@@ -23,11 +23,14 @@
 struct ms_server;
 struct ms_session;
 
+LIST_HEAD(ms_client_list, ms_client);
+TAILQ_HEAD(ms_lease_list, ms_client);
+
 struct ms_client {
 	LIST_ENTRY(ms_client) bucket;
 	TAILQ_ENTRY(ms_client) lease; /* while leased */
 	LIST_ENTRY(ms_client) ticket; /* while a ticket */
-	LIST_HEAD(, ms_client) tickets;
+	struct ms_client_list tickets;
 	uint32_t ntickets;
 	struct ms_client *parent; /* while a ticket */
 	bool leased;
@@ -43,8 +46,8 @@ struct ms_client {
 };
 
 struct ms_clients {
-	LIST_HEAD(, ms_client) buckets[MS_CLIENT_BUCKETS];
-	TAILQ_HEAD(, ms_client) leases; /* by their end, since all leases are equally long */
+	struct ms_client_list buckets[MS_CLIENT_BUCKETS];
+	struct ms_lease_list leases; /* by their end, since all leases are equally long */
 	uint32_t count;
 	uint32_t last_id;
 	_Atomic uint64_t next_end; /* of a lease, in ms; UINT64_MAX: none. Read without the lock. */

@@ -178,7 +178,7 @@ struct ms_conn *ms_conn_new(struct ms_server *server, int fd, const char *peer)
 		return NULL;
 	}
 	conn->session.wake = wake;
-	conn->watch = (struct ms_watch){ .ready = ready, .fd = fd };
+	conn->watch = (struct ms_watch){.ready = ready, .fd = fd};
 	conn->born = conn->moved = ms_now();
 	server->connections++;
 	return conn;

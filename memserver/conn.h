@@ -16,7 +16,7 @@ struct ms_conn {
 	struct ms_loop *loop;
 	TAILQ_ENTRY(ms_conn) entry;
 	uint64_t born, moved; /* ms: accepted; last sent something, or began to wait */
-	bool shut;            /* we have said all; waiting for the peer's end */
+	bool shut;	      /* we have said all; waiting for the peer's end */
 };
 
 /* A connection for a socket; peer names it in the log. NULL: no memory. */

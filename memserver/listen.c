@@ -54,16 +54,22 @@ static int split(const char *spec, char *host, size_t size, const char **port)
 
 int ms_address_parse(const char *spec, struct ms_address *addresses, int max)
 {
-	const struct addrinfo hints = { .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV };
+	const struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV};
 	struct addrinfo *list;
 	char host[256];
 	const char *port;
 	int n = 0;
 
+	if (max < 1) {
+		ms_log(MS_ERROR, "too many addresses to listen on; give fewer --listen");
+		return -EINVAL;
+	}
 	if (!strncmp(spec, "unix:", 5))
 		return parse_unix(spec + 5, addresses);
 	if (split(spec, host, sizeof(host), &port)) {
-		ms_log(MS_ERROR, "cannot read the address '%s'; write HOST:PORT, [IPV6]:PORT or unix:PATH (port 0: any free one)", spec);
+		ms_log(MS_ERROR,
+		       "cannot read the address '%s'; write HOST:PORT, [IPV6]:PORT or unix:PATH (port 0: any free one)",
+		       spec);
 		return -EINVAL;
 	}
 	int err = getaddrinfo(host, port, &hints, &list);
@@ -100,7 +106,8 @@ void ms_address_format(const struct ms_address *address, char *name, size_t size
 
 	if (addr->sa_family == AF_UNIX)
 		snprintf(name, size, "unix:%s", ((const struct sockaddr_un *)addr)->sun_path);
-	else if (getnameinfo(addr, address->length, host, sizeof(host), port, sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV))
+	else if (getnameinfo(addr, address->length, host, sizeof(host), port, sizeof(port),
+			     NI_NUMERICHOST | NI_NUMERICSERV))
 		snprintf(name, size, "?");
 	else
 		snprintf(name, size, addr->sa_family == AF_INET6 ? "[%s]:%s" : "%s:%s", host, port);
@@ -175,12 +182,13 @@ int ms_listen(const struct ms_address *address, struct ms_listener *listener)
 	struct ms_address bound = *address;
 	int err;
 
-	*listener = (struct ms_listener){ .watch.fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0) };
+	*listener = (struct ms_listener){.watch.fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)};
 	ms_address_format(address, listener->name, sizeof(listener->name));
 	if (listener->watch.fd < 0)
 		err = -errno;
 	else
-		err = family == AF_UNIX ? bind_unix(listener->watch.fd, address, listener) : bind_tcp(listener->watch.fd, address);
+		err = family == AF_UNIX ? bind_unix(listener->watch.fd, address, listener)
+					: bind_tcp(listener->watch.fd, address);
 	if (!err && listen(listener->watch.fd, 1024))
 		err = -errno;
 	if (err) {

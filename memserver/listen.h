@@ -18,7 +18,7 @@ struct ms_listener {
 	struct ms_watch watch;
 	struct ms_loops *loops;
 	char name[160]; /* "127.0.0.1:7070", "unix:/path" */
-	char *path;     /* of a UNIX socket: removed at the end if it is still ours */
+	char *path;	/* of a UNIX socket: removed at the end if it is still ours */
 	dev_t dev;
 	ino_t ino;
 };
@@ -30,8 +30,9 @@ struct ms_address {
 };
 
 /*
- * Resolve "ADDR:PORT", "[V6]:PORT" or "unix:PATH" into at most max addresses (a name can have several). Returns how many, or
- * a negative errno after one sentence on stderr: -EINVAL when spec can't be read (a bad command line), else it can't be found.
+ * Resolve "ADDR:PORT", "[V6]:PORT" or "unix:PATH" into at most max addresses (a name can have several). Returns how many,
+ * or a negative errno after one sentence on stderr: -EINVAL when spec can't be read (a bad command line), else it can't be
+ * found.
  */
 int ms_address_parse(const char *spec, struct ms_address *addresses, int max);
 /* True when only this machine can reach it. */

@@ -15,7 +15,7 @@ void ms_log_set_level(enum ms_log_level level)
 
 void ms_log(enum ms_log_level level, const char *format, ...)
 {
-	static const char *const names[] = { "error", "warning", "info", "debug" };
+	static const char *const names[] = {"error", "warning", "info", "debug"};
 	char line[512];
 	va_list args;
 
@@ -31,7 +31,8 @@ void ms_log(enum ms_log_level level, const char *format, ...)
 		if (*c < ' ' || *c > '~')
 			*c = '?';
 	strcat(line, "\n");
-	/* One write a line, so that lines of several threads don't mix. A log that can't be written has nowhere to say so. */
+	/* One write a line, so that lines of several threads don't mix. A log that can't be written has nowhere to say so.
+	 */
 	if (write(STDERR_FILENO, line, strlen(line)) < 0)
 		return;
 }

@@ -30,7 +30,7 @@ uint64_t ms_now(void)
 
 int ms_loop_watch(struct ms_loop *loop, struct ms_watch *watch, uint32_t events)
 {
-	struct epoll_event event = { .events = events, .data.ptr = watch };
+	struct epoll_event event = {.events = events, .data.ptr = watch};
 
 	watch->events = events;
 	return epoll_ctl(loop->epoll, EPOLL_CTL_ADD, watch->fd, &event) ? -errno : 0;
@@ -38,7 +38,7 @@ int ms_loop_watch(struct ms_loop *loop, struct ms_watch *watch, uint32_t events)
 
 void ms_loop_rewatch(struct ms_loop *loop, struct ms_watch *watch, uint32_t events)
 {
-	struct epoll_event event = { .events = events, .data.ptr = watch };
+	struct epoll_event event = {.events = events, .data.ptr = watch};
 
 	if (events == watch->events)
 		return;
@@ -129,8 +129,8 @@ static void check_deadlines(struct ms_loop *loop, uint64_t now)
 	for_each(loop, ms_conn_check, now);
 	loop->deadline = UINT64_MAX;
 	TAILQ_FOREACH(conn, &loop->conns, entry)
-		if (ms_conn_deadline(conn) < loop->deadline)
-			loop->deadline = ms_conn_deadline(conn);
+	if (ms_conn_deadline(conn) < loop->deadline)
+		loop->deadline = ms_conn_deadline(conn);
 }
 
 /* What has to be done between batches of events; true when there is more of it at once. */
@@ -252,7 +252,7 @@ static int loop_init(struct ms_loops *loops, struct ms_loop *loop)
 	loop->all = loops;
 	loop->deadline = UINT64_MAX;
 	loop->epoll = epoll_create1(EPOLL_CLOEXEC);
-	loop->wake = (struct ms_watch){ .ready = wake_ready, .fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC) };
+	loop->wake = (struct ms_watch){.ready = wake_ready, .fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)};
 	TAILQ_INIT(&loop->arrivals);
 	TAILQ_INIT(&loop->conns);
 	pthread_mutex_init(&loop->lock, NULL);
@@ -276,7 +276,8 @@ static int watch_all(struct ms_loops *loops)
 	struct ms_loop *first = &loops->loop[0];
 	int err = 0;
 
-	loops->signals = (struct ms_watch){ .ready = signals_ready, .fd = signalfd(-1, &loops->ends, SFD_NONBLOCK | SFD_CLOEXEC) };
+	loops->signals =
+		(struct ms_watch){.ready = signals_ready, .fd = signalfd(-1, &loops->ends, SFD_NONBLOCK | SFD_CLOEXEC)};
 	if (loops->signals.fd < 0)
 		return -errno;
 	err = ms_loop_watch(first, &loops->signals, EPOLLIN);
@@ -287,7 +288,7 @@ static int watch_all(struct ms_loops *loops)
 	}
 	if (err || !loops->once)
 		return err;
-	loops->input = (struct ms_watch){ .ready = input_ready, .fd = STDIN_FILENO };
+	loops->input = (struct ms_watch){.ready = input_ready, .fd = STDIN_FILENO};
 	/* A file (EPERM) has no end to wait for, and what is closed (EBADF) is at it. */
 	loops->input_open = ms_loop_watch(first, &loops->input, EPOLLIN) == 0;
 	return 0;

@@ -28,7 +28,7 @@ struct ms_loop {
 	struct ms_conn_list conns;
 	_Atomic uint32_t nconns;
 	uint64_t deadline; /* ms: no connection has to be looked at before */
-	uint32_t spins; /* how often it is worth to look again before sleeping */
+	uint32_t spins;	   /* how often it is worth to look again before sleeping */
 	bool draining;
 };
 
@@ -41,7 +41,7 @@ struct ms_loops {
 	struct ms_loop loop[MS_MAX_THREADS];
 	sigset_t ends; /* the signals that mean: end; blocked in every thread */
 	struct ms_watch signals, input;
-	uint64_t muted_until; /* ms: accepting is paused, since descriptors or memory ran out; 0: it is not */
+	uint64_t muted_until;	 /* ms: accepting is paused, since descriptors or memory ran out; 0: it is not */
 	_Atomic bool input_open; /* --once: standard input is not at its end */
 	bool once;
 	_Atomic uint64_t drain_until; /* ms; 0: not draining */

@@ -18,13 +18,14 @@
 #define FD_RESERVE 64u /* descriptors that connections leave for everything else */
 #define MAX_LEASE 86400.0
 
-const char *argp_program_version = "memserver (Coalesce) " COAL_VERSION;
+/* argp finds it by its name; without this it would be hidden, as all names are. */
+__attribute__((visibility("default"))) const char *argp_program_version = "memserver (Coalesce) " COAL_VERSION;
 
 struct options {
 	const char *listen[MS_MAX_LISTENERS];
 	uint32_t nlisten;
 	uint64_t capacity, max_client; /* bytes; 0: not given */
-	const char *store_path;        /* NULL: ram */
+	const char *store_path;	       /* NULL: ram */
 	const char *key_path;
 	const char *metrics;
 	double lease;
@@ -33,10 +34,10 @@ struct options {
 };
 
 /* One sentence with its remedy, and the status for a bad command line. */
-#define usage(...)                         \
-	do {                               \
-		ms_log(MS_ERROR, __VA_ARGS__); \
-		exit(2);                   \
+#define usage(...)                                                                                                         \
+	do {                                                                                                               \
+		ms_log(MS_ERROR, __VA_ARGS__);                                                                             \
+		exit(2);                                                                                                   \
 	} while (0)
 
 enum { OPT_KEY = 256, OPT_MAX_CLIENT, OPT_METRICS, OPT_LEASE, OPT_INSECURE, OPT_THREADS, OPT_ONCE };
@@ -129,18 +130,18 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
 }
 
 static const struct argp_option option_list[] = {
-	{ "listen", 'l', "HOST:PORT|unix:PATH", 0, "Listen there; may be repeated. Port 0 takes a free one", 0 },
-	{ "capacity", 'c', "SIZE", 0, "Offer this much memory, for example 64G", 0 },
-	{ "store", 's', "ram|file:PATH", 0, "Keep pages in memory (the default) or in a new file", 0 },
-	{ "key", OPT_KEY, "FILE", 0, "Serve only clients that hold the same key file", 0 },
-	{ "max-client", OPT_MAX_CLIENT, "SIZE", 0, "The most that one client may have (default: all)", 0 },
-	{ "lease", OPT_LEASE, "SECONDS", 0, "Keep the memory of a lost client so long (default 30)", 0 },
-	{ "metrics", OPT_METRICS, "HOST:PORT", 0, "Serve Prometheus metrics over HTTP there", 0 },
-	{ "threads", OPT_THREADS, "N", 0, "Serve with this many threads (default 1)", 0 },
-	{ "insecure", OPT_INSECURE, NULL, 0, "Allow other machines to connect without a key", 0 },
-	{ "once", OPT_ONCE, NULL, 0, "End when standard input is at its end and no client is left", 0 },
-	{ "verbose", 'v', NULL, 0, "Log clients that come and go", 0 },
-	{ 0 },
+	{"listen", 'l', "HOST:PORT|unix:PATH", 0, "Listen there; may be repeated. Port 0 takes a free one", 0},
+	{"capacity", 'c', "SIZE", 0, "Offer this much memory, for example 64G", 0},
+	{"store", 's', "ram|file:PATH", 0, "Keep pages in memory (the default) or in a new file", 0},
+	{"key", OPT_KEY, "FILE", 0, "Serve only clients that hold the same key file", 0},
+	{"max-client", OPT_MAX_CLIENT, "SIZE", 0, "The most that one client may have (default: all)", 0},
+	{"lease", OPT_LEASE, "SECONDS", 0, "Keep the memory of a lost client so long (default 30)", 0},
+	{"metrics", OPT_METRICS, "HOST:PORT", 0, "Serve Prometheus metrics over HTTP there", 0},
+	{"threads", OPT_THREADS, "N", 0, "Serve with this many threads (default 1)", 0},
+	{"insecure", OPT_INSECURE, NULL, 0, "Allow other machines to connect without a key", 0},
+	{"once", OPT_ONCE, NULL, 0, "End when standard input is at its end and no client is left", 0},
+	{"verbose", 'v', NULL, 0, "Log clients that come and go", 0},
+	{0},
 };
 
 static const struct argp parser = {
@@ -158,27 +159,34 @@ static void load_key(const struct options *options, struct coal_key *key)
 	if (err == -EPERM)
 		usage("others may read the key file %s; run: chmod 600 %s", options->key_path, options->key_path);
 	if (err == -EINVAL)
-		usage("the key file %s must have %d to %d bytes; make one: head -c 32 /dev/urandom > %s", options->key_path, COAL_KEY_MIN,
-		      COAL_KEY_MAX, options->key_path);
+		usage("the key file %s must have %d to %d bytes; make one: head -c 32 /dev/urandom > %s", options->key_path,
+		      COAL_KEY_MIN, COAL_KEY_MAX, options->key_path);
 	if (err)
 		usage("cannot read the key file %s: %s; check --key", options->key_path, strerror(-err));
 }
 
-/* Everything is resolved and checked before anything is opened. */
-static uint32_t resolve(const struct options *options, struct ms_address *addresses)
-{
-	uint32_t n = 0;
+struct addresses {
+	struct ms_address clients[MS_MAX_LISTENERS];
+	uint32_t n;
+	struct ms_address metrics;
+};
 
+/* Everything is resolved and checked before anything is opened. */
+static void resolve(const struct options *options, struct addresses *addresses)
+{
 	for (uint32_t i = 0; i < options->nlisten; i++) {
-		int got = ms_address_parse(options->listen[i], addresses + n, (int)(MS_MAX_LISTENERS - n));
+		struct ms_address *first = &addresses->clients[addresses->n];
+		int got = ms_address_parse(options->listen[i], first, (int)(MS_MAX_LISTENERS - addresses->n));
 		if (got < 0)
 			exit(2);
 		for (int j = 0; j < got; j++)
-			if (!options->key_path && !options->insecure && !ms_address_is_local(&addresses[n + (uint32_t)j]))
-				usage("other machines can reach %s: give --key FILE, or --insecure to serve anyone", options->listen[i]);
-		n += (uint32_t)got;
+			if (!options->key_path && !options->insecure && !ms_address_is_local(&first[j]))
+				usage("other machines can reach %s: give --key FILE, or --insecure to serve anyone",
+				      options->listen[i]);
+		addresses->n += (uint32_t)got;
 	}
-	return n;
+	if (options->metrics && ms_address_parse(options->metrics, &addresses->metrics, 1) < 0)
+		exit(2);
 }
 
 static int open_store(const struct options *options, struct ms_store *store)
@@ -189,12 +197,14 @@ static int open_store(const struct options *options, struct ms_store *store)
 	if (!options->store_path) {
 		err = ms_store_open_ram(store, pages);
 		if (err)
-			ms_log(MS_ERROR, "cannot set up memory for the capacity: %s (give a smaller --capacity)", strerror(-err));
+			ms_log(MS_ERROR, "cannot set up memory for the capacity: %s (give a smaller --capacity)",
+			       strerror(-err));
 		return err;
 	}
 	err = ms_store_open_file(store, pages, options->store_path);
 	if (err == -EEXIST)
-		ms_log(MS_ERROR, "the store %s is there already, and would be overwritten; remove it or choose another path",
+		ms_log(MS_ERROR,
+		       "the store %s is there already, and would be overwritten; remove it or choose another path",
 		       options->store_path);
 	else if (err == -EOPNOTSUPP)
 		ms_log(MS_ERROR, "the file system of %s cannot reserve room; choose one that can (ext4, xfs, btrfs, tmpfs)",
@@ -219,7 +229,6 @@ static uint32_t raise_descriptors(void)
 	return n > 2 * FD_RESERVE ? (uint32_t)n - FD_RESERVE : (uint32_t)n / 2;
 }
 
-/* Several addresses of one name share the port that the first of them was given. */
 static int open_listeners(const struct ms_address *addresses, uint32_t n, struct ms_listener *listeners, uint32_t *opened)
 {
 	for (uint32_t i = 0; i < n; i++) {
@@ -231,23 +240,23 @@ static int open_listeners(const struct ms_address *addresses, uint32_t n, struct
 	return 0;
 }
 
-static int serve(const struct options *options, struct ms_server *server, const struct ms_address *addresses, uint32_t naddresses)
+static int serve(const struct options *options, struct ms_server *server, const struct addresses *addresses)
 {
 	static struct ms_listener listeners[MS_MAX_LISTENERS];
 	static struct ms_loops loops;
 	struct ms_metrics *metrics = NULL;
 	int err;
 
-	loops = (struct ms_loops){ .server = server, .listeners = listeners, .n = options->threads, .once = options->once };
+	loops = (struct ms_loops){.server = server, .listeners = listeners, .n = options->threads, .once = options->once};
 	loops.max_connections = raise_descriptors();
 	/* Before any thread is made, so that only the loop takes these signals, and from now on none is missed. */
 	sigemptyset(&loops.ends);
 	sigaddset(&loops.ends, SIGTERM);
 	sigaddset(&loops.ends, SIGINT);
 	pthread_sigmask(SIG_BLOCK, &loops.ends, NULL);
-	err = open_listeners(addresses, naddresses, listeners, &loops.nlisteners);
+	err = open_listeners(addresses->clients, addresses->n, listeners, &loops.nlisteners);
 	if (!err && options->metrics)
-		err = ms_metrics_start(server, options->metrics, &metrics);
+		err = ms_metrics_start(server, &addresses->metrics, &metrics);
 	if (err)
 		goto close;
 	for (uint32_t i = 0; i < loops.nlisteners; i++)
@@ -268,8 +277,8 @@ close:
 int main(int argc, char **argv)
 {
 	static struct ms_server server;
-	static struct ms_address addresses[MS_MAX_LISTENERS];
-	struct options options = { .lease = 30, .threads = 1 };
+	static struct addresses addresses;
+	struct options options = {.lease = 30, .threads = 1};
 
 	argp_err_exit_status = 2;
 	argp_parse(&parser, argc, argv, 0, NULL, &options);
@@ -279,8 +288,8 @@ int main(int argc, char **argv)
 	mallopt(M_TRIM_THRESHOLD, 8 << 20);
 
 	load_key(&options, &server.key);
-	uint32_t naddresses = resolve(&options, addresses);
-	server.max_client = (options.max_client && options.max_client < options.capacity ? options.max_client : options.capacity) / MS_PAGE;
+	resolve(&options, &addresses);
+	server.max_client = options.max_client ? options.max_client / MS_PAGE : UINT64_MAX;
 	server.lease_ms = (uint32_t)(options.lease * 1000);
 	pthread_mutex_init(&server.lock, NULL);
 	ms_clients_init(&server.clients);
@@ -290,7 +299,7 @@ int main(int argc, char **argv)
 	}
 	if (open_store(&options, &server.space.store))
 		return 1;
-	int err = serve(&options, &server, addresses, naddresses);
+	int err = serve(&options, &server, &addresses);
 	ms_store_close(&server.space.store);
 	return err ? 1 : 0;
 }

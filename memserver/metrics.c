@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "metrics.h"
 
-#include "listen.h"
 #include "log.h"
 
 #include <errno.h>
@@ -17,15 +16,17 @@ struct ms_metrics {
 };
 
 static const char *const op_names[MS_OPS] = {
-	[COAL_WIRE_HELLO] = "hello",	 [COAL_WIRE_AUTH] = "auth",   [COAL_WIRE_ATTACH] = "attach", [COAL_WIRE_READ] = "read",
-	[COAL_WIRE_WRITE] = "write",	 [COAL_WIRE_DISCARD] = "discard", [COAL_WIRE_RESERVE] = "reserve", [COAL_WIRE_FORK] = "fork",
-	[COAL_WIRE_DROP] = "drop",	 [COAL_WIRE_STAT] = "stat",   [COAL_WIRE_PING] = "ping",     [COAL_WIRE_BYE] = "bye",
+	[COAL_WIRE_HELLO] = "hello",	 [COAL_WIRE_AUTH] = "auth",   [COAL_WIRE_ATTACH] = "attach",
+	[COAL_WIRE_READ] = "read",	 [COAL_WIRE_WRITE] = "write", [COAL_WIRE_DISCARD] = "discard",
+	[COAL_WIRE_RESERVE] = "reserve", [COAL_WIRE_FORK] = "fork",   [COAL_WIRE_DROP] = "drop",
+	[COAL_WIRE_STAT] = "stat",	 [COAL_WIRE_PING] = "ping",   [COAL_WIRE_BYE] = "bye",
 };
 
 static const char *const status_names[MS_STATUSES] = {
-	[COAL_WIRE_EBADMSG] = "badmsg",	  [COAL_WIRE_EVERSION] = "version", [COAL_WIRE_EAUTH] = "auth",	    [COAL_WIRE_EREGION] = "region",
-	[COAL_WIRE_ERANGE] = "range",	  [COAL_WIRE_NOSPACE] = "nospace",  [COAL_WIRE_QUOTA] = "quota",    [COAL_WIRE_ABSENT] = "absent",
-	[COAL_WIRE_GONE] = "gone",	  [COAL_WIRE_IO] = "io",	    [COAL_WIRE_BUSY] = "busy",
+	[COAL_WIRE_EBADMSG] = "badmsg", [COAL_WIRE_EVERSION] = "version", [COAL_WIRE_EAUTH] = "auth",
+	[COAL_WIRE_EREGION] = "region", [COAL_WIRE_ERANGE] = "range",	  [COAL_WIRE_NOSPACE] = "nospace",
+	[COAL_WIRE_QUOTA] = "quota",	[COAL_WIRE_ABSENT] = "absent",	  [COAL_WIRE_GONE] = "gone",
+	[COAL_WIRE_IO] = "io",		[COAL_WIRE_BUSY] = "busy",
 };
 
 static void one(FILE *out, const char *name, const char *type, const char *help, uint64_t value)
@@ -92,8 +93,8 @@ static enum MHD_Result reply(struct MHD_Connection *connection, unsigned status,
 	return result;
 }
 
-static enum MHD_Result handle(void *cls, struct MHD_Connection *connection, const char *url, const char *method, const char *version,
-			      const char *upload, size_t *upload_size, void **state)
+static enum MHD_Result handle(void *cls, struct MHD_Connection *connection, const char *url, const char *method,
+			      const char *version, const char *upload, size_t *upload_size, void **state)
 {
 	static char not_found[] = "the metrics are at /metrics\n", not_allowed[] = "only GET is served\n";
 	struct ms_metrics *metrics = cls;
@@ -102,7 +103,8 @@ static enum MHD_Result handle(void *cls, struct MHD_Connection *connection, cons
 
 	(void)version, (void)upload, (void)upload_size, (void)state;
 	if (strcmp(method, "GET"))
-		return reply(connection, MHD_HTTP_METHOD_NOT_ALLOWED, not_allowed, sizeof(not_allowed) - 1, MHD_RESPMEM_PERSISTENT);
+		return reply(connection, MHD_HTTP_METHOD_NOT_ALLOWED, not_allowed, sizeof(not_allowed) - 1,
+			     MHD_RESPMEM_PERSISTENT);
 	if (strcmp(url, "/metrics"))
 		return reply(connection, MHD_HTTP_NOT_FOUND, not_found, sizeof(not_found) - 1, MHD_RESPMEM_PERSISTENT);
 	FILE *out = open_memstream(&text, &size);
@@ -117,26 +119,26 @@ static enum MHD_Result handle(void *cls, struct MHD_Connection *connection, cons
 	return reply(connection, MHD_HTTP_OK, text, size, MHD_RESPMEM_MUST_FREE);
 }
 
-int ms_metrics_start(struct ms_server *server, const char *spec, struct ms_metrics **out)
+int ms_metrics_start(struct ms_server *server, const struct ms_address *address, struct ms_metrics **out)
 {
-	struct ms_address address;
-	int err = ms_address_parse(spec, &address, 1);
-
-	if (err < 0)
-		return err;
 	struct ms_metrics *metrics = calloc(1, sizeof(*metrics));
-	if (!metrics)
+
+	if (!metrics) {
+		ms_log(MS_ERROR, "no memory to serve metrics; leave out --metrics");
 		return -ENOMEM;
+	}
 	metrics->server = server;
-	err = ms_listen(&address, &metrics->listener);
+	int err = ms_listen(address, &metrics->listener);
 	if (err)
 		goto free_metrics;
 	/* Few connections for a short time each: a stuck scraper must not take descriptors from clients. */
-	metrics->daemon = MHD_start_daemon(MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_EPOLL, 0, NULL, NULL, handle, metrics,
-					   MHD_OPTION_LISTEN_SOCKET, metrics->listener.watch.fd, MHD_OPTION_CONNECTION_LIMIT, 16u,
-					   MHD_OPTION_CONNECTION_TIMEOUT, 10u, MHD_OPTION_END);
+	metrics->daemon =
+		MHD_start_daemon(MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_EPOLL, 0, NULL, NULL, handle, metrics,
+				 MHD_OPTION_LISTEN_SOCKET, metrics->listener.watch.fd, MHD_OPTION_CONNECTION_LIMIT, 16u,
+				 MHD_OPTION_CONNECTION_TIMEOUT, 10u, MHD_OPTION_END);
 	if (!metrics->daemon) {
-		ms_log(MS_ERROR, "cannot serve metrics on %s: the HTTP library refused; choose another address", spec);
+		ms_log(MS_ERROR, "cannot serve metrics on %s: the HTTP library refused; choose another address",
+		       metrics->listener.name);
 		err = -EIO;
 		goto close_listener;
 	}

@@ -3,7 +3,8 @@
  * Invariants
  *  1. node->refs is the number of slots and roots that point to it; a node with more than one is never changed.
  *  2. node->pages is the number of present pages below it.
- *  3. refs of a frame is the number of leaves that hold it, dead ones included. A frame with more than one is never written.
+ *  3. refs of a frame is the number of leaves that hold it, dead ones included. A frame with more than one is never
+ * written.
  */
 #include "region.h"
 
@@ -111,7 +112,7 @@ int ms_region_write(struct ms_space *space, struct ms_region *region, uint64_t p
 			return -ENOMEM;
 		at = &path[level]->child[slot(page, level)];
 	}
-	ms_frame *place = &path[0]->frame[slot(page, 0)];
+	ms_frame *place = path[0]->frame + slot(page, 0);
 	ms_frame old = *place;
 	if (old && store->refs[old] == 1)
 		return store->ops->write(store, old, data);
@@ -149,7 +150,8 @@ static uint64_t discard_leaf(struct ms_store *store, struct ms_node *leaf, uint3
 }
 
 /* Discard pages [first, last] of the subtree at *at, numbered from its start; adds those that were present to *gone. */
-static int discard_node(struct ms_space *space, struct ms_node **at, uint32_t level, uint64_t first, uint64_t last, uint64_t *gone)
+static int discard_node(struct ms_space *space, struct ms_node **at, uint32_t level, uint64_t first, uint64_t last,
+			uint64_t *gone)
 {
 	const uint64_t span = 1ull << (BITS * level); /* of one slot */
 	uint64_t here = 0;

@@ -21,7 +21,7 @@ struct call {
 	uint64_t pages;
 	uint64_t now;
 	struct coal_wire_header reply; /* count: the request's until the reply is sent */
-	uint8_t *body; /* the reply's */
+	uint8_t *body;		       /* the reply's */
 };
 
 static uint8_t status_of(int err)
@@ -59,11 +59,12 @@ static void apply_hello(struct call *call)
 	struct coal_wire_welcome *welcome = (void *)call->body;
 	const bool key = server->key.size > 0;
 
-	*welcome = (struct coal_wire_welcome){ .version = COAL_WIRE_VERSION, .lease_ms = server->lease_ms };
+	*welcome = (struct coal_wire_welcome){.version = COAL_WIRE_VERSION, .lease_ms = server->lease_ms};
 	memcpy(session->nonces[0], hello->nonce, COAL_WIRE_NONCE_SIZE);
 	memcpy(welcome->instance, server->instance, sizeof(welcome->instance));
 	if (getrandom(session->nonces[1], COAL_WIRE_NONCE_SIZE, 0) != COAL_WIRE_NONCE_SIZE ||
-	    (key && coal_auth_proof(&server->key, 1, session->nonces[0], session->nonces[1], server->instance, welcome->proof))) {
+	    (key &&
+	     coal_auth_proof(&server->key, 1, session->nonces[0], session->nonces[1], server->instance, welcome->proof))) {
 		call->reply.arg = EIO;
 		end(call, COAL_WIRE_IO, MS_NO_MEMORY);
 		return;
@@ -91,8 +92,8 @@ static void introduce(struct ms_client *client, const struct coal_wire_attach *a
 {
 	client->pid = attach->pid;
 	memcpy(client->name, attach->name, sizeof(attach->name));
-	ms_log(fresh ? MS_INFO : MS_DEBUG, "client %u (%s, pid %u) attached lane %u from %s", client->id, client->name, client->pid,
-	       attach->lane, peer);
+	ms_log(fresh ? MS_INFO : MS_DEBUG, "client %u (%s, pid %u) attached lane %u from %s", client->id, client->name,
+	       client->pid, attach->lane, peer);
 }
 
 static void apply_attach(struct call *call)
@@ -284,10 +285,10 @@ size_t ms_apply(struct ms_session *session, const struct coal_wire_header *heade
 		uint8_t *out, uint64_t now)
 {
 	static void (*const table[MS_OPS])(struct call *) = {
-		[COAL_WIRE_HELLO] = apply_hello,     [COAL_WIRE_AUTH] = apply_auth,	  [COAL_WIRE_ATTACH] = apply_attach,
-		[COAL_WIRE_READ] = apply_read,	     [COAL_WIRE_WRITE] = apply_write,	  [COAL_WIRE_DISCARD] = apply_discard,
-		[COAL_WIRE_RESERVE] = apply_reserve, [COAL_WIRE_FORK] = apply_fork,	  [COAL_WIRE_DROP] = apply_drop,
-		[COAL_WIRE_STAT] = apply_stat,	     [COAL_WIRE_PING] = apply_ping,	  [COAL_WIRE_BYE] = apply_bye,
+		[COAL_WIRE_HELLO] = apply_hello,     [COAL_WIRE_AUTH] = apply_auth,   [COAL_WIRE_ATTACH] = apply_attach,
+		[COAL_WIRE_READ] = apply_read,	     [COAL_WIRE_WRITE] = apply_write, [COAL_WIRE_DISCARD] = apply_discard,
+		[COAL_WIRE_RESERVE] = apply_reserve, [COAL_WIRE_FORK] = apply_fork,   [COAL_WIRE_DROP] = apply_drop,
+		[COAL_WIRE_STAT] = apply_stat,	     [COAL_WIRE_PING] = apply_ping,   [COAL_WIRE_BYE] = apply_bye,
 	};
 	struct call call = {
 		.session = session,

@@ -2,7 +2,8 @@
 /*
  * server.h - the state that all connections share, and the one lock that guards it.
  *
- * Lock order: there is only ms_server.lock. It is held while requests are applied, never during a system call that can wait.
+ * Lock order: there is only ms_server.lock. It is held while requests are applied, never during a system call that can
+ * wait.
  */
 #ifndef MEMSERVER_SERVER_H
 #define MEMSERVER_SERVER_H
@@ -19,10 +20,31 @@
 /* Why a connection ended; also the label of the metric memserver_connections_ended_total. */
 enum ms_reason {
 	MS_OPEN, /* it has not */
-	MS_CLOSED, MS_BYE, MS_DRAINED, MS_FENCED, MS_FREED, MS_GONE, /* the ordinary ends */
-	MS_BAD_MAGIC, MS_BAD_OP, MS_BAD_HEADER, MS_BAD_LENGTH, MS_BAD_VECTOR, MS_BAD_PAYLOAD, MS_OUT_OF_ORDER, MS_BAD_VERSION,
-	MS_BAD_PROOF, MS_NO_PROOF, MS_BAD_REGION, MS_BAD_RANGE, MS_BAD_LANE, MS_SILENT, MS_STALLED, MS_TRUNCATED, MS_BUSY,
-	MS_NO_MEMORY, MS_BROKEN,
+	MS_CLOSED,
+	MS_BROKEN,
+	MS_BYE,
+	MS_DRAINED,
+	MS_FENCED,
+	MS_FREED,
+	MS_GONE, /* the ordinary ends */
+	MS_BAD_MAGIC,
+	MS_BAD_OP,
+	MS_BAD_HEADER,
+	MS_BAD_LENGTH,
+	MS_BAD_VECTOR,
+	MS_BAD_PAYLOAD,
+	MS_OUT_OF_ORDER,
+	MS_BAD_VERSION,
+	MS_BAD_PROOF,
+	MS_NO_PROOF,
+	MS_BAD_REGION,
+	MS_BAD_RANGE,
+	MS_BAD_LANE,
+	MS_SILENT,
+	MS_STALLED,
+	MS_TRUNCATED,
+	MS_BUSY,
+	MS_NO_MEMORY,
 	MS_REASONS
 };
 #define MS_FIRST_ERROR MS_BAD_MAGIC

@@ -103,7 +103,7 @@ bool ms_session_in_message(const struct ms_session *session)
 
 bool ms_session_wants(const struct ms_session *session)
 {
-	return session->state != MS_ENDING && waiting(&session->out) <= MS_OUTPUT_MAX / 2;
+	return session->state != MS_ENDING && !session->held && waiting(&session->out) <= MS_OUTPUT_MAX / 2;
 }
 
 size_t ms_session_space(struct ms_session *session, void **to)
@@ -198,7 +198,8 @@ static bool next_request(struct ms_session *session, uint64_t now)
 		return false;
 	}
 	size_t reply = ms_reply_max(&header, pages);
-	if (waiting(out) && waiting(out) + reply > MS_OUTPUT_MAX)
+	session->held = waiting(out) && waiting(out) + reply > MS_OUTPUT_MAX;
+	if (session->held)
 		return false;
 	if (buffer_fit(out, waiting(out) + reply)) {
 		refuse_for_memory(session, &header);

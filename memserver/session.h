@@ -18,7 +18,8 @@
 
 #define MS_BUFFER_BASE (16u << 10)  /* what every connection has for input */
 #define MS_BUFFER_KEEP (576u << 10) /* larger buffers are freed as soon as they are empty */
-#define MS_OUTPUT_MAX (COAL_WIRE_MAX_LENGTH + 4096u) /* requests wait while more than this would; at half of it reading stops */
+#define MS_OUTPUT_MAX                                                                                                      \
+	(COAL_WIRE_MAX_LENGTH + 4096u) /* requests wait while more than this would; at half of it reading stops */
 
 enum ms_state {
 	MS_EXPECT_HELLO,
@@ -38,9 +39,10 @@ struct ms_session {
 	enum ms_state state;
 	enum ms_reason reason; /* why it is ending */
 	struct ms_buffer in, out;
+	bool held;   /* a request waits for room in the output */
 	size_t skip; /* bytes of a payload for which there was no memory, still to be thrown away */
 	uint8_t nonces[2][COAL_WIRE_NONCE_SIZE]; /* the client's, ours */
-	char peer[112]; /* for the log */
+	char peer[112];				 /* for the log */
 
 	/* Called once, by any thread, with ms_server.lock held: the session was fenced. May be NULL. */
 	void (*wake)(struct ms_session *session);

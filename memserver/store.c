@@ -63,7 +63,7 @@ int ms_store_init(struct ms_store *store, const struct ms_store_ops *ops, uint64
 	uint32_t nchunks = (uint32_t)((capacity + MS_CHUNK_FRAMES - 1) / MS_CHUNK_FRAMES);
 	size_t refs_size = ((size_t)nchunks * MS_CHUNK_FRAMES + 1) * sizeof(uint32_t);
 
-	*store = (struct ms_store){ .ops = ops, .capacity = capacity, .nchunks = nchunks, .fd = -1 };
+	*store = (struct ms_store){.ops = ops, .capacity = capacity, .nchunks = nchunks, .fd = -1};
 	/* mmap, since memory that is never touched costs nothing: a large capacity is free until it is used. */
 	void *refs = mmap(NULL, refs_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (refs == MAP_FAILED)
@@ -84,7 +84,7 @@ void ms_store_close(struct ms_store *store)
 	store->ops->close(store);
 	free(store->chunks);
 	munmap(store->refs, ((size_t)store->nchunks * MS_CHUNK_FRAMES + 1) * sizeof(uint32_t));
-	*store = (struct ms_store){ .fd = -1 };
+	*store = (struct ms_store){.fd = -1};
 }
 
 /* Back the first run of holes, at most want chunks of it. */

@@ -24,7 +24,8 @@ struct ms_chunk;
 
 /* What differs between stores. Every pointer is set. */
 struct ms_store_ops {
-	/* Make sure that the frames of chunks [first, first + n) can be written; -ENOSPC or another error, nothing changed then. */
+	/* Make sure that the frames of chunks [first, first + n) can be written; -ENOSPC or another error, nothing changed
+	 * then. */
 	int (*back)(struct ms_store *store, uint32_t first, uint32_t n);
 	/* Give the room of an empty chunk back. */
 	void (*unback)(struct ms_store *store, uint32_t chunk);
@@ -39,15 +40,15 @@ struct ms_store {
 	const struct ms_store_ops *ops;
 	uint64_t capacity; /* pages that may be promised */
 	uint64_t promised; /* pages */
-	uint64_t used;     /* frames in use */
-	uint32_t *refs;    /* by frame */
+	uint64_t used;	   /* frames in use */
+	uint32_t *refs;	   /* by frame */
 	struct ms_chunk *chunks;
 	uint32_t nchunks;
-	uint32_t backed; /* chunks that are backed */
-	uint32_t hole_hint; /* no chunk below this is a hole */
+	uint32_t backed;	 /* chunks that are backed */
+	uint32_t hole_hint;	 /* no chunk below this is a hole */
 	uint32_t empty, partial; /* heads of lists of backed chunks, as index + 1 */
-	uint8_t *arena;  /* ram */
-	int fd;          /* file */
+	uint8_t *arena;		 /* ram */
+	int fd;			 /* file */
 };
 
 /* Open a store of capacity pages. 0; -ENOMEM; or for a file what open, flock or fallocate said (-EEXIST: it is there). */

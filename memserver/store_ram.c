@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The store in this machine's memory: one large mapping, of which the kernel holds only what was written and not released. */
+/* The store in this machine's memory: one large mapping, of which the kernel holds only what was written and not released.
+ */
 #include "store.h"
 
 #include <errno.h>
@@ -65,7 +66,8 @@ int ms_store_open_ram(struct ms_store *store, uint64_t capacity)
 
 	if (err)
 		return err;
-	void *arena = mmap(NULL, arena_size(store), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	void *arena =
+		mmap(NULL, arena_size(store), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (arena == MAP_FAILED) {
 		ms_store_close(store);
 		return -ENOMEM;

@@ -10,11 +10,9 @@
 #include "pager.h"
 #include <errno.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #define BATCHES 12
 #define EVICT_BATCH 64u
-#define UNSHARE_MAX 32
 #define BUSY_NS 2000000u /* pages that were busy are looked at again after this */
 
 struct batch {
@@ -27,6 +25,8 @@ struct batch {
 static struct batch *batches;
 static _Atomic unsigned nbusy;
 static _Atomic bool paused;
+static bool starved; /* this round lacked a batch or a frame */
+static bool held;    /* it met a page that the kernel holds */
 
 static struct {
 	_Atomic int state; /* 0 idle, 1 under way, 2 done */
@@ -84,6 +84,7 @@ static struct batch *take_batch(void)
 			return &batches[i];
 		}
 	}
+	starved = true;
 	return NULL;
 }
 
@@ -167,8 +168,7 @@ static bool send_discards(struct server *server)
 struct round {
 	struct pool *pool;
 	struct batch *open[MAX_SERVERS];
-	uintptr_t shared[UNSHARE_MAX];
-	unsigned nshared, left;
+	unsigned left, busy;
 };
 
 /* The batch that is being filled for a server; NULL when all are busy. */
@@ -227,13 +227,17 @@ static int leave(struct round *r, struct mapping *m, uint64_t page, bool is_flus
 	struct batch *b = open_batch(r, page_server(m, page), is_flush);
 	uint32_t frame = b ? frame_take(&pool->victim) : SLOT_NONE;
 
-	if (frame == SLOT_NONE)
+	if (frame == SLOT_NONE) {
+		starved = true;
 		return -EAGAIN;
+	}
 	int err = page_start_leaving(m, page, frame);
 	if (err) {
+		held = true;
 		frame_release(&pool->victim, frame);
-		if (err == -EBUSY && r->nshared < UNSHARE_MAX)
-			r->shared[r->nshared++] = page_addr(m, page);
+		r->busy += err == -EBUSY;
+		if (err == -EBUSY)
+			connect_touch(page_addr(m, page));
 		return 0;
 	}
 	r->left++;
@@ -294,14 +298,6 @@ static void flush_round(struct round *r)
 	}
 }
 
-/* Pages that a fork shares can't be moved: make them this process's own. Without a lock, since it may fault. A page that is
- * pinned by the kernel stays busy and is tried again when its turn comes. */
-static void make_own(const struct round *r)
-{
-	for (unsigned i = 0; i < r->nshared; i++)
-		madvise((void *)r->shared[i], PAGE_SIZE, MADV_POPULATE_WRITE);
-}
-
 static void close_empty(struct round *r)
 {
 	for (unsigned i = 0; i < r->pool->nservers; i++) {
@@ -341,12 +337,13 @@ static uint64_t serve_pool(struct pool *pool)
 	pthread_mutex_unlock(&pool->lock);
 	if (waiters)
 		pager_kick(LANE_FAULT);
-	make_own(&r);
+	if (r.busy)
+		pager_kick(LANES);
 	if (discards)
 		return 0;
 	if (!drained || !more)
 		return UINT64_MAX;
-	return r.left ? 0 : r.nshared ? BUSY_NS : UINT64_MAX;
+	return r.left ? 0 : r.busy ? BUSY_NS : UINT64_MAX;
 }
 
 int evict_flush(struct mapping *m, uint64_t page, uint64_t n)
@@ -421,6 +418,7 @@ void *evict_main(void *arg)
 		pager_panic(__FILE__, __LINE__, "no memory for write batches");
 	for (;;) {
 		uint64_t wait = UINT64_MAX;
+		starved = held = false;
 		pager_turn(LANE_WRITE);
 		pager_progress(LANE_WRITE);
 		for (unsigned i = 0; i < MAX_POOLS && !paused; i++) {
@@ -429,6 +427,8 @@ void *evict_main(void *arg)
 			wait = w < wait ? w : wait;
 		}
 		pager_progress(LANE_WRITE); /* send what was submitted */
+		if (wait && !nbusy && !paused && (starved || flush.state == 1))
+			wait = held ? BUSY_NS : 0; /* the answers that it lacked came with that: no other will wake us */
 		if (paused && !nbusy)
 			pager_kick(LANE_CONTROL);
 		if (wait)

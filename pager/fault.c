@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
+#include <sched.h>
 #include <sys/sysinfo.h>
 #include <unistd.h>
 
@@ -232,7 +233,9 @@ static int serve(const struct fault *fault, bool last)
 		give_up(m, page, err);
 	if (err == -EAGAIN)
 		pool->slot_waiters = true;
-	bool low = pool->budget - pool->resident < evict_low(pool) || pool->slot_waiters;
+	/* While the wire works there is time to make room; only what this can't do is left to the evict thread. */
+	bool low = pool->budget - pool->resident < evict_low(pool);
+	low = (low && !evict_make_room(pool)) || pool->slot_waiters;
 	pthread_mutex_unlock(&pool->lock);
 	if (low)
 		evict_kick(pool);
@@ -314,7 +317,7 @@ void *fault_main(void *arg)
 			since = os->now();
 		uint64_t until = ndeferred ? retry_deferred() : UINT64_MAX;
 		if (spin && pager_pending(LANE_FAULT) && os->now() - since < spin) {
-			__builtin_ia32_pause();
+			sched_yield(); /* the memserver may need this very processor */
 			continue;
 		}
 		pager_wait(LANE_FAULT, os_uffd(), until);

@@ -345,7 +345,9 @@ static void in_child(void)
 	have_snapshot = false;
 	if (!adopting || pager_start()) {
 		log_err("the child %d of a fork can't have the mappings of its parent; touching them is SIGSEGV", (int)getpid());
+		in_pager = 1; /* munmap may be interposed by the malloc preload, which would spare its heap */
 		range_each(remove_range, NULL);
+		in_pager = 0;
 	}
 	adopting = false;
 }

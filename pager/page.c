@@ -213,18 +213,26 @@ int page_start_leaving(struct mapping *m, uint64_t page, uint32_t frame)
 	return 0;
 }
 
+static void mark_stored(struct page *p)
+{
+	if (!(p->flags & PF_STORED))
+		stat_add(remote_bytes, PAGE_SIZE);
+	p->flags |= PF_STORED;
+}
+
 /* The write of a page that left has ended: LEAVING -> REMOTE, or -> DIRTY if it failed; one that is back learns that it is over.
  * The frame stays the caller's. */
 void page_finish_leaving(struct mapping *m, uint64_t page, uint32_t frame, int status)
 {
 	struct page *p = &m->page[page];
+	bool outdated = p->flags & PF_OUTDATED;
 
 	m->inflight--;
-	p->flags &= (uint8_t)~PF_WRITING;
+	p->flags &= (uint8_t) ~(PF_WRITING | PF_OUTDATED);
 	if (p->state == PAGE_LEAVING && p->slot == frame) {
 		if (!status) {
 			p->state = PAGE_REMOTE;
-			p->flags |= PF_STORED;
+			mark_stored(p);
 		} else {
 			uint32_t slot = slot_take_over(m->pool);
 			status = slot == SLOT_NONE ? -ENOMEM :
@@ -237,9 +245,9 @@ void page_finish_leaving(struct mapping *m, uint64_t page, uint32_t frame, int s
 				page_fail(m, page);
 			}
 		}
-	} else if (!status && (p->state == PAGE_DIRTY || p->state == PAGE_CLEAN)) {
-		p->flags |= PF_STORED;
-	} else if (p->state == PAGE_CLEAN) {
+	} else if (!status && !outdated && (p->state == PAGE_DIRTY || p->state == PAGE_CLEAN)) {
+		mark_stored(p);
+	} else if (!outdated && p->state == PAGE_CLEAN) {
 		p->state = PAGE_DIRTY;
 		os->unprotect(page_addr(m, page), PAGE_SIZE);
 	}
@@ -281,7 +289,9 @@ void page_discard(struct mapping *m, uint64_t page, bool hole)
 		pool_count(pool, discarded, 1);
 		stat_add(discarded, 1);
 	}
-	p->flags &= PF_WRITING;
+	if (p->flags & PF_STORED)
+		stat_add(remote_bytes, -(uint64_t)PAGE_SIZE);
+	p->flags = p->flags & PF_WRITING ? PF_WRITING | PF_OUTDATED : 0;
 	p->state = hole ? PAGE_HOLE : PAGE_ZERO;
 	if (hole) {
 		pool->pinned -= p->pins != 0;

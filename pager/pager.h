@@ -7,7 +7,7 @@
  *	fault    reads the userfaultfd, owns lane LANE_FAULT of every memserver
  *	control  executes API calls (requests), owns LANE_CONTROL
  *	evict    moves pages out, owns LANE_WRITE: every WRITE and DISCARD goes there, so they stay in order
- *	connect  opens connections for the lanes of the others
+ *	connect  opens connections for the lanes of the others, and touches pages for evict
  *
  * The only lock is pool->lock; two pools' locks are only held together while a fork is prepared, in order of their index.
  * Ranges are read without a lock (range.c).
@@ -83,6 +83,7 @@ enum page_state { PAGE_ZERO, PAGE_REMOTE, PAGE_FETCHING, PAGE_CLEAN, PAGE_DIRTY,
 #define PF_WRITING 0x02u    /* a write of this page is in flight: it may not leave again before that is done */
 #define PF_WANT_WRITE 0x04u /* FETCHING: a store waits, install writable */
 #define PF_PREFETCH 0x08u   /* FETCHING: nobody waits yet */
+#define PF_OUTDATED 0x10u   /* discarded while a write was in flight: what that write stores is discarded after it */
 
 struct page {
 	uint32_t slot; /* CLEAN, DIRTY: slot in the pool's resident table; FETCHING, LEAVING: frame */
@@ -350,6 +351,7 @@ bool server_gone(const struct server *server); /* lost, or out of reach for long
 uint64_t server_deadline(const struct server *server); /* for a request that is made now */
 void server_complain(struct server *server, uintptr_t page);
 void *connect_main(void *arg);
+void connect_touch(uintptr_t page); /* make a page that a fork shares this process's own, soon */
 
 /* place.c: where the fault thread runs */
 void place_note(uint32_t tid); /* a fault of this thread has been read */

@@ -25,11 +25,16 @@
 static int resolve_unix(struct endpoint *e, const char *path)
 {
 	struct sockaddr_un *un = (struct sockaddr_un *)&e->addr;
+	char here[sizeof(un->sun_path)];
+	size_t n = 0;
 
-	if (!*path || strlen(path) >= sizeof(un->sun_path))
+	/* The program may change its folder before it connects again. */
+	if (*path != '/' && getcwd(here, sizeof(here) - 1) && strlen(here) + 1 + strlen(path) < sizeof(un->sun_path))
+		n = (size_t)sprintf(un->sun_path, "%s/", here);
+	if (!*path || n + strlen(path) >= sizeof(un->sun_path))
 		return -EINVAL;
 	un->sun_family = AF_UNIX;
-	strcpy(un->sun_path, path);
+	strcpy(un->sun_path + n, path);
 	e->family = AF_UNIX;
 	e->addr_len = sizeof(*un);
 	snprintf(e->address, sizeof(e->address), "%.63s", path);
@@ -214,13 +219,15 @@ int pool_close(struct pool *pool)
 
 	if (pool_has_mappings(pool))
 		return -EBUSY;
-	mapping_reap();
 	for (unsigned i = 0; i < pool->nservers; i++) {
 		io_init(&io, COAL_WIRE_BYE, io_ignore);
 		if (pool->server[i].state == SERVER_UP)
 			pool_call(&pool->server[i], &io);
+		server_lost(&pool->server[i], "its pool is closed"); /* what is under way ends */
 		pool->server[i].stat->state = SERVER_UNUSED;
 	}
+	pager_synchronize(false);
+	mapping_reap();
 	for (unsigned i = 0; i < MAX_POOLS; i++)
 		if (pager.pool[i] == pool)
 			pager.pool[i] = NULL;

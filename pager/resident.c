@@ -69,6 +69,7 @@ static uint32_t slot_pop(struct pool *pool)
 	pager_assert(pool->free_slot && pool->slot[slot].mapping == 0);
 	pool->free_slot = (uint32_t)pool->slot[slot].page;
 	pool->resident++;
+	stat_add(resident_bytes, PAGE_SIZE);
 	return slot;
 }
 
@@ -99,6 +100,7 @@ void slot_release(struct pool *pool, uint32_t slot)
 	pool->slot[slot].page = pool->free_slot;
 	pool->free_slot = slot + 1;
 	pool->resident--;
+	stat_add(resident_bytes, -(uint64_t)PAGE_SIZE);
 }
 
 static bool may_leave(const struct mapping *m, uint64_t page)

@@ -40,7 +40,8 @@ struct statpage {
 	uint32_t pid;
 	uint64_t start_time; /* of the process, in clock ticks since boot, as in /proc/PID/stat */
 	char command[32];
-	uint64_t budget_bytes, resident_bytes, mapped_bytes, promised_bytes, remote_bytes;
+	uint64_t budget_bytes, resident_bytes, mapped_bytes, promised_bytes;
+	uint64_t remote_bytes; /* of which a memserver has a copy, also if they are resident */
 	uint64_t faults[STAT_KINDS], faults_failed;
 	uint64_t prefetched, evicted, written, discarded;
 	uint64_t bytes_in, bytes_out;

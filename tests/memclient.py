@@ -201,8 +201,18 @@ class Memserver:
     def __enter__(self):
         return self
 
-    def __exit__(self, *exc):
-        self.close()
+    def __exit__(self, kind, *exc):
+        try:
+            if not kind:
+                self.finish()
+        finally:
+            self.close()
+
+    def finish(self):
+        """End it if it still runs; it must end well, and no sanitizer may have complained."""
+        if self.process.poll() is None:
+            assert self.stop() == 0, self.log()
+        assert not re.search(r"Sanitizer|runtime error", self.log()), self.log()
 
     def log(self):
         return self.log_path.read_text()

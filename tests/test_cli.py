@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 
-BUILD = Path(os.environ.get("COAL_BUILD", "build")).resolve()
+from harness import BUILD, PYTHON, SANITIZED, wait_until
+
 COAL = BUILD / "coal"
-PYTHON = "/usr/bin/python3"
 SHM = Path("/dev/shm")
 BOUND = 6  # seconds after which something counts as hung
 
-pytestmark = pytest.mark.skipif(bool(os.environ.get("COAL_SANITIZED")), reason="coal run preloads a malloc; sanitizers have their own")
+pytestmark = pytest.mark.skipif(SANITIZED, reason="coal run preloads a malloc; sanitizers have their own")
 
 
 def environment(**more):
@@ -35,14 +35,6 @@ def coal(*argv, env=None, prefix=(), **options):
     options.setdefault("stdin", subprocess.DEVNULL)
     return subprocess.run([*prefix, COAL, *map(str, argv)], capture_output=True, text=True, timeout=BOUND,
                           env=environment(**(env or {})), **options)
-
-
-def wait_until(condition, what):
-    end = time.monotonic() + BOUND
-    while not (value := condition()):
-        assert time.monotonic() < end, f"still not so after {BOUND} s: {what}"
-        time.sleep(0.01)
-    return value
 
 
 def state(pid):
@@ -173,21 +165,14 @@ def test_unreachable_pool(tmp_path, where):
 
 
 @pytest.mark.parametrize("client", ["another key", "no key"])
-def test_wrong_key(tmp_path, client):
+def test_wrong_key(tmp_path, memserver, client):
     for name in ("ours", "theirs"):
         (tmp_path / name).write_bytes(os.urandom(32))
         (tmp_path / name).chmod(0o600)
-    server = subprocess.Popen([BUILD / "memserver", "--listen", f"unix:{tmp_path}/s", "--capacity", "64M", "--key", tmp_path / "theirs"],
-                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment())
-    try:
-        assert b"listening" in server.stdout.readline()
-        key = ["--key", tmp_path / "ours"] if client == "another key" else []
-        refused(coal("run", "--pool", f"unix:{tmp_path}/s", *key, "--", "touch", tmp_path / "started"), 1, "key")
-        assert not (tmp_path / "started").exists()
-    finally:
-        server.kill()
-        server.wait()
-        server.stdout.close()
+    pool = memserver(capacity="64M", key=tmp_path / "theirs").address
+    key = ["--key", tmp_path / "ours"] if client == "another key" else []
+    refused(coal("run", "--pool", pool, *key, "--", "touch", tmp_path / "started"), 1, "key")
+    assert not (tmp_path / "started").exists()
 
 
 @pytest.fixture
@@ -341,7 +326,7 @@ def test_a_signal_that_kills_the_program_kills_coal_run(started):
 def test_stop_and_continue_are_passed_on(started):
     process, pid = start_echo(started)
     process.send_signal(signal.SIGTSTP)
-    wait_until(lambda: state(pid) == "T", "the program is stopped")
+    wait_until(lambda: state(pid) == "T", what="the program is stopped")
     process.send_signal(signal.SIGCONT)
     process.stdin.write(b"again\n")
     assert line_of(process) == "again"
@@ -424,6 +409,34 @@ def test_the_program_inherits_no_file():
     assert coal("run", "--", PYTHON, "-c", listing).stdout == plain.stdout
 
 
+def test_closed_standard_streams_stay_closed(tmp_path):
+    """Nor does anything of ours take their numbers."""
+    listing = "import os, sys; open(sys.argv[1], 'w').write(str(sorted(os.listdir('/proc/self/fd'))))"
+    for name, command in (("plain", []), ("coal", [COAL, "run", "--"])):
+        argv = [*command, PYTHON, "-c", listing, tmp_path / name]
+        done = subprocess.run(["sh", "-c", '"$@" <&- >&- 2>&-', "sh", *argv], env=environment(), timeout=BOUND)
+        assert done.returncode == 0
+    assert (tmp_path / "coal").read_text() == (tmp_path / "plain").read_text()
+
+
+CHANGE_FOLDER = """
+import os
+block = bytearray(os.urandom(8 << 20))
+total = sum(block)
+os.chdir("/")
+pid = os.fork()
+if not pid:
+    os._exit(0 if sum(block) == total else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), sum(block) == total)
+"""
+
+
+def test_a_relative_socket_is_found_after_a_change_of_folder(tmp_path, memserver):
+    memserver(f"unix:{tmp_path}/s", capacity="256M")
+    done = coal("run", "--pool", "unix:s", "--local", "1M", "--", PYTHON, "-c", CHANGE_FOLDER, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "0 True\n"), done
+
+
 def test_environment_of_the_program():
     show = "import json, os; print(json.dumps(dict(os.environ)))"
     done = coal("run", "--local", "8M", "--min-size", "64K", "--mmap", "1M", "--fail-after", "1.5", "--", PYTHON, "-c", show)
@@ -452,7 +465,7 @@ def test_only_we_can_enter_the_folder_of_the_private_memserver(started, runtime_
 
 def test_the_private_memserver_ends_with_the_program(runtime_dir):
     assert coal("run", "--", "true", env={"XDG_RUNTIME_DIR": str(runtime_dir)}).returncode == 0
-    wait_until(lambda: not list(runtime_dir.iterdir()), "the folder is gone")
+    wait_until(lambda: not list(runtime_dir.iterdir()), what="the folder is gone")
 
 
 def users_of(folder):
@@ -467,13 +480,26 @@ def users_of(folder):
     return found
 
 
+def test_a_private_memserver_that_ends_early_is_reported(started, runtime_dir):
+    process = started("run", "--", "sh", "-c", "echo $$; read line", env={"XDG_RUNTIME_DIR": str(runtime_dir)})
+    program = line_of(process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    keeper, = set(children) - {program}
+    memserver, = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
+    os.kill(int(memserver), signal.SIGKILL)
+    wait_until(lambda: not state(keeper), what="the keeper ended")
+    process.stdin.close()
+    process.wait(timeout=BOUND)
+    assert b"private memserver ended before the program did" in process.stderr.read()
+
+
 def test_coal_run_killed_leaves_nothing_behind(started, runtime_dir):
     process, pid = start_echo(started, env={"XDG_RUNTIME_DIR": str(runtime_dir)})
     assert users_of(runtime_dir), "no memserver"
     process.kill()
-    wait_until(lambda: not state(pid), "the program is gone")
-    wait_until(lambda: not users_of(runtime_dir), "the memserver is gone")
-    wait_until(lambda: not list(runtime_dir.iterdir()), "the folder is gone")
+    wait_until(lambda: not state(pid), what="the program is gone")
+    wait_until(lambda: not users_of(runtime_dir), what="the memserver is gone")
+    wait_until(lambda: not list(runtime_dir.iterdir()), what="the folder is gone")
 
 
 def test_ctrl_c_does_not_reach_the_memserver_before_the_program(started, runtime_dir):
@@ -510,16 +536,16 @@ def test_a_program_that_daemonises_keeps_its_memory(tmp_path, runtime_dir):
     pid_file, go, verdict = (tmp_path / name for name in ("pid", "go", "verdict"))
     done = coal("run", "--local", "1M", "--", PYTHON, "-c", DAEMON, pid_file, go, verdict, env={"XDG_RUNTIME_DIR": str(runtime_dir)})
     assert done.returncode == 0, done
-    pid = wait_until(lambda: pid_file.exists() and int(pid_file.read_text()), "the daemon is up")
+    pid = wait_until(lambda: pid_file.exists() and int(pid_file.read_text()), what="the daemon is up")
     try:
         assert users_of(runtime_dir), "the memserver must outlive coal run"
         go.touch()
-        wait_until(lambda: not state(pid), "the daemon ended")
+        wait_until(lambda: not state(pid), what="the daemon ended")
     finally:
         if state(pid):
             os.kill(pid, signal.SIGKILL)
     assert verdict.read_text() == "same"
-    wait_until(lambda: not list(runtime_dir.iterdir()), "the folder is gone")
+    wait_until(lambda: not list(runtime_dir.iterdir()), what="the folder is gone")
 
 
 def test_a_pipe_behind_coal_run_ends_though_a_daemon_lives(tmp_path):
@@ -528,11 +554,11 @@ def test_a_pipe_behind_coal_run_ends_though_a_daemon_lives(tmp_path):
     try:
         done = subprocess.run(["sh", "-c", command], capture_output=True, timeout=BOUND, env=environment(), stdin=subprocess.DEVNULL)
         assert done.returncode == 0
-        pid = wait_until(lambda: pid_file.exists() and int(pid_file.read_text()), "the daemon is up")
+        pid = wait_until(lambda: pid_file.exists() and int(pid_file.read_text()), what="the daemon is up")
         assert state(pid)
     finally:
         (tmp_path / "go").touch()
-    wait_until(lambda: not state(pid), "the daemon ended")
+    wait_until(lambda: not state(pid), what="the daemon ended")
 
 
 # Statistics -----------------------------------------------------------------------------------------------------------
@@ -590,6 +616,15 @@ def test_stat_table(started):
     assert done.returncode == 0 and done.stdout.startswith(f"{pid} python3")
     for word in ("budget 256M", "zero", "p50", "p99.9", "memserver unix:", "up"):
         assert word in done.stdout
+
+
+def test_stat_says_how_much_is_here_and_how_much_is_there(started):
+    fill = "import os; block = bytearray(os.urandom(32 << 20))\n" + ECHO
+    process = started("run", "--local", "4M", "--", PYTHON, "-c", fill)
+    numbers = json.loads(coal("stat", line_of(process), "--json").stdout)
+    assert 0 < numbers["resident_bytes"] <= 4 << 20
+    assert 24 << 20 <= numbers["remote_bytes"] <= 96 << 20
+    assert numbers["remote_bytes"] + numbers["resident_bytes"] >= 32 << 20
 
 
 def test_stat_lists_all_programs(started):

@@ -79,12 +79,14 @@ def test_heap(programs, pool, case):
     run_case(programs / "heap_cases", case, pool=pool, local="8M")
 
 
-@pytest.mark.parametrize("case", ["alignment", "usable_size", "realloc_growth", "calloc_is_zero", "hammer", "fork_with_threads"])
+@pytest.mark.parametrize("case", [
+    "alignment", "usable_size", "realloc_growth", "calloc_is_zero", "hammer", "fork_with_threads"])
 def test_heap_in_a_tiny_budget(programs, pool, case):
     run_case(programs / "heap_cases", case, pool=pool, local="512K")
 
 
-@pytest.mark.parametrize("case", ["min_size", "families_stay_apart", "realloc_growth", "calloc_is_zero", "hammer", "thread_exit"])
+@pytest.mark.parametrize("case", [
+    "min_size", "families_stay_apart", "realloc_growth", "calloc_is_zero", "hammer", "thread_exit"])
 def test_heap_with_min_size(programs, pool, case):
     run_case(programs / "heap_cases", case, pool=pool, local="8M", min_size=4096)
 
@@ -110,10 +112,10 @@ def test_cxx(programs, pool, case):
 
 
 @pytest.mark.parametrize("case", [
-    "what_is_taken", "munmap_part", "munmap_mixed", "mremap_shrink", "mremap_grow_in_place", "mremap_blocked", "mremap_move",
-    "mremap_moves_protection", "mremap_fixed", "mremap_plain_onto_taken", "mremap_dontunmap", "mremap_refuses",
-    "madvise_drops", "madvise_others", "mprotect_works", "reserve_then_commit", "fixed_anonymous", "fixed_file",
-    "fork_keeps_table"])
+    "what_is_taken", "munmap_part", "munmap_mixed", "mremap_shrink", "mremap_grow_in_place", "mremap_blocked",
+    "mremap_move", "mremap_moves_protection", "mremap_fixed", "mremap_plain_onto_taken", "mremap_dontunmap",
+    "mremap_refuses", "madvise_drops", "madvise_others", "mprotect_works", "reserve_then_commit", "fixed_anonymous",
+    "fixed_file", "fork_keeps_table"])
 def test_mmap(programs, pool, case):
     run_case(programs / "mmap_cases", case, pool=pool, local="1M", mmap="64K")
 
@@ -132,7 +134,8 @@ def test_unreachable_pool_is_one_clear_line(tmp_path):
 def test_bad_size_in_the_environment_is_one_clear_line(tmp_path):
     done = preload(["/bin/true"], pool=f"unix:{tmp_path}/nobody", local="much")
     assert done.returncode == 1
-    assert done.stderr.splitlines() == ["coal: COAL_LOCAL=much is no size (give a number of bytes, or one with K, M, G or T)"]
+    assert done.stderr.splitlines() == [
+        "coal: COAL_LOCAL=much is no size (give a number of bytes, or one with K, M, G or T)"]
 
 
 def test_nothing_but_the_interposed_names_is_exported():

@@ -45,7 +45,7 @@ static inline int coal_key_load(const char *path, struct coal_key *key)
 	else if (S_ISREG(st.st_mode) && (st.st_mode & 077))
 		err = -EPERM;
 	while (!err) {
-		uint8_t extra, *to = key->size < COAL_KEY_MAX ? key->bytes + key->size : &extra;
+		uint8_t extra = 0, *to = key->size < COAL_KEY_MAX ? key->bytes + key->size : &extra;
 		ssize_t n = read(fd, to, key->size < COAL_KEY_MAX ? COAL_KEY_MAX - key->size : 1);
 		if (n < 0 && errno != EINTR)
 			err = -errno;

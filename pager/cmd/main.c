@@ -2,10 +2,12 @@
 /* main.c - `coal`: finds the subcommand and hands over. */
 #include "cmd.h"
 #include <argp.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 char cmd_name[32] = "coal";
 
@@ -87,10 +89,23 @@ static int help(int argc, char **argv)
 	return 0;
 }
 
+/* A standard stream that our caller closed would lend its number to a file of ours. The program finds it closed again. */
+static void occupy_standard_streams(void)
+{
+	int fd;
+
+	do
+		fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+	while (fd >= 0 && fd <= STDERR_FILENO);
+	if (fd >= 0)
+		close(fd);
+}
+
 int main(int argc, char **argv)
 {
 	int first = 0;
 
+	occupy_standard_streams();
 	argp_program_version = "coal " COAL_VERSION;
 	argp_err_exit_status = EXIT_USAGE;
 	argv[0] = cmd_name;

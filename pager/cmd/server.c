@@ -11,6 +11,7 @@
 #include "cmd.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <limits.h>
 #include <poll.h>
 #include <signal.h>
@@ -57,10 +58,10 @@ static void remove_folder(const char *folder)
 
 static void exec_memserver(const char *memserver, const struct server *server)
 {
-	uint64_t pages = (uint64_t)sysconf(_SC_PHYS_PAGES);
+	uint64_t bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
 	char capacity[32];
 
-	snprintf(capacity, sizeof(capacity), "%llu", (unsigned long long)(pages * (uint64_t)sysconf(_SC_PAGESIZE)));
+	snprintf(capacity, sizeof(capacity), "%" PRIu64, bytes);
 	unsetenv("LD_PRELOAD");
 	execl(memserver, "memserver", "--listen", server->spec, "--capacity", capacity, "--once", "--lease", "1", NULL);
 	dprintf(STDERR_FILENO, "memserver: %s can't be executed: %s\n", memserver, strerror(errno));

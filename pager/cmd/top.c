@@ -256,8 +256,8 @@ static const struct argp argp = {
 	.options = options,
 	.parser = parse,
 	.doc = "Show what the pagers of all programs do, live.\v"
-	       "RESIDENT is here, REMOTE on memservers; P50 and P99 are of the time that reads from memservers took in the last "
-	       "interval. Below each program its memservers. q quits.",
+	       "RESIDENT is here, of REMOTE memservers have a copy; P50 and P99 are of the time that reads from memservers took in "
+	       "the last interval. Below each program its memservers. q quits.",
 };
 
 /* Keys without Enter, and another screen while it lasts. */

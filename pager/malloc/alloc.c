@@ -45,12 +45,21 @@ static inline void bind(void)
 		heap_bind();
 }
 
+/* There was no room: give back what this thread has cached, for one cached block keeps the promise of a whole unit. */
+static __attribute__((noinline)) bool make_room(void)
+{
+	return !je_mallctl("thread.tcache.flush", NULL, NULL, NULL, 0);
+}
+
 void *heap_malloc(size_t size, const void *ret)
 {
 	if (heap_wants_local(size, ret))
 		return local_alloc(size, 0);
 	bind();
-	return checked(je_malloc(size));
+	void *p = je_malloc(size);
+	if (unlikely(!p) && make_room())
+		p = je_malloc(size);
+	return checked(p);
 }
 
 void *heap_aligned(size_t alignment, size_t size, const void *ret)
@@ -58,7 +67,10 @@ void *heap_aligned(size_t alignment, size_t size, const void *ret)
 	if (heap_wants_local(size, ret))
 		return local_alloc(size, MALLOCX_ALIGN(alignment));
 	bind();
-	return checked(je_mallocx(bump(size), MALLOCX_ALIGN(alignment)));
+	void *p = je_mallocx(bump(size), MALLOCX_ALIGN(alignment));
+	if (unlikely(!p) && make_room())
+		p = je_mallocx(bump(size), MALLOCX_ALIGN(alignment));
+	return checked(p);
 }
 
 static void *heap_calloc(size_t n, size_t size, const void *ret)
@@ -70,7 +82,10 @@ static void *heap_calloc(size_t n, size_t size, const void *ret)
 	if (heap_wants_local(bytes, ret))
 		return local_alloc(bytes, MALLOCX_ZERO);
 	bind();
-	return checked(je_calloc(1, bytes));
+	void *p = je_calloc(1, bytes);
+	if (unlikely(!p) && make_room())
+		p = je_calloc(1, bytes);
+	return checked(p);
 }
 
 void heap_free(void *p)
@@ -106,7 +121,10 @@ static void *heap_realloc(void *p, size_t size, const void *ret)
 		return local_realloc(p, size);
 	if (!local && heap_is_remote(p)) {
 		bind();
-		return checked(je_realloc(p, size));
+		void *grown = je_realloc(p, size);
+		if (unlikely(!grown) && make_room())
+			grown = je_realloc(p, size);
+		return checked(grown);
 	}
 	void *new = heap_malloc(size, ret);
 	if (!new)

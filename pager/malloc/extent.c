@@ -2,9 +2,9 @@
 /*
  * extent.c - jemalloc's extent hooks for the remote arenas, over one sparse coal mapping.
  *
- * Addresses are carved from the mapping once and stay with jemalloc for ever; what comes and goes is the memservers' promise
- * to hold the bytes. An extent that jemalloc holds unused is decommitted: its bytes are discarded and it holds no promise.
- * Before it is used again it is committed, which is where malloc learns that there is no room.
+ * Addresses are carved from the mapping once and stay with jemalloc for ever; what comes and goes is the memservers'
+ * promise to hold the bytes. An extent that jemalloc holds unused is decommitted: its bytes are discarded and it holds no
+ * promise. Before it is used again it is committed, which is where malloc learns that there is no room.
  *
  * A promise is made and given back in units of 1 MiB, while most extents are smaller and come free one by one. So we
  * count the committed pages of each unit, and the decommit that takes the last one discards the whole unit.
@@ -119,7 +119,8 @@ static int decommit_range(size_t start, size_t end)
 	return err;
 }
 
-static void *hook_alloc(extent_hooks_t *hooks, void *at, size_t size, size_t alignment, bool *zero, bool *commit, unsigned arena)
+static void *hook_alloc(extent_hooks_t *hooks, void *at, size_t size, size_t alignment, bool *zero, bool *commit,
+			unsigned arena)
 {
 	int saved_errno = errno;
 	size_t align = alignment > UNIT ? alignment : UNIT;
@@ -179,19 +180,21 @@ static bool hook_purge(extent_hooks_t *hooks, void *addr, size_t size, size_t of
 	return err != 0;
 }
 
-static bool hook_split(extent_hooks_t *hooks, void *addr, size_t size, size_t a, size_t b, bool is_committed, unsigned arena)
+static bool hook_split(extent_hooks_t *hooks, void *addr, size_t size, size_t a, size_t b, bool is_committed,
+		       unsigned arena)
 {
 	(void)hooks, (void)addr, (void)size, (void)a, (void)b, (void)is_committed, (void)arena;
 	return false;
 }
 
-static bool hook_merge(extent_hooks_t *hooks, void *a, size_t a_size, void *b, size_t b_size, bool is_committed, unsigned arena)
+static bool hook_merge(extent_hooks_t *hooks, void *a, size_t a_size, void *b, size_t b_size, bool is_committed,
+		       unsigned arena)
 {
 	(void)hooks, (void)a, (void)a_size, (void)b, (void)b_size, (void)is_committed, (void)arena;
 	return false;
 }
 
-/* No dalloc: jemalloc keeps the addresses. No lazy purge: what is freed is dropped at once, so that it is never written back. */
+/* No dalloc: jemalloc keeps the addresses. No lazy purge: what is freed is dropped at once and so never written back. */
 extent_hooks_t extent_hooks = {
 	.alloc = hook_alloc,
 	.commit = hook_commit,

@@ -22,11 +22,12 @@ __thread struct heap_thread heap_thread;
 static unsigned remote_arenas[REMOTE_MAX];
 
 /* What the library relies on. jemalloc reads it after MALLOC_CONF, so it wins. */
-const char *je_malloc_conf_2_conf_harder = "background_thread:false,retain:true,percpu_arena:disabled,hpa:false,prof:false";
+const char *je_malloc_conf_2_conf_harder =
+	"background_thread:false,retain:true,percpu_arena:disabled,hpa:false,prof:false";
 
 /*
- * jemalloc's option without a name in its configuration (the Makefile makes its own definition a weak one): true puts a page
- * more into each large extent to vary where it starts, and here each page more is a round trip.
+ * jemalloc's option without a name in its configuration (the Makefile makes its own definition a weak one): true puts a
+ * page more into each large extent to vary where it starts, and here each page more is a round trip.
  */
 extern bool je_opt_cache_oblivious;
 bool je_opt_cache_oblivious = false;

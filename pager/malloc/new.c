@@ -12,12 +12,13 @@
 #define MIN_ALIGN 16
 
 typedef void (*handler_fn)(void);
+typedef handler_fn (*get_handler_fn)(void);
 
 /* operator new when the first attempt failed: what the standard asks for. */
 static __attribute__((noinline)) void *new_or_throw(size_t alignment, size_t size, const void *ret)
 {
-	handler_fn (*get_handler)(void) = (handler_fn(*)(void))dlsym(RTLD_DEFAULT, "_ZSt15get_new_handlerv");
-	void (*throw_bad_alloc)(void) = (void (*)(void))dlsym(RTLD_DEFAULT, "_ZSt17__throw_bad_allocv");
+	get_handler_fn get_handler = (get_handler_fn)dlsym(RTLD_DEFAULT, "_ZSt15get_new_handlerv");
+	handler_fn throw_bad_alloc = (handler_fn)dlsym(RTLD_DEFAULT, "_ZSt17__throw_bad_allocv");
 	handler_fn handler;
 
 	while (get_handler && (handler = get_handler())) {
@@ -59,7 +60,7 @@ static void *new_aligned_nothrow(const char *runtime, size_t size, size_t alignm
 	return slow ? slow(size, alignment, nothrow) : NULL;
 }
 
-/* Zn: operator new, Za: operator new[]; w/a l/a are the compiler's letters for the plain and the array form. */
+/* _Znw and _Zdl are operator new and delete, _Zna and _Zda those of arrays; _ZdlPv frees, _ZdlPvm knows the size too. */
 #define OPERATORS(w, l)                                                                                        \
 	EXPORT void *_Zn##w##m(size_t size);                                                                   \
 	EXPORT void *_Zn##w##mRKSt9nothrow_t(size_t size, const void *nothrow);                                \

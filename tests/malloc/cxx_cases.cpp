@@ -103,7 +103,8 @@ static void exceptions_in_threads()
 
 #define CASE(name) { #name, name }
 static const test_case cases[] = {
-	CASE(operators), CASE(throws_bad_alloc), CASE(calls_new_handler), CASE(nothrow_survives_handler), CASE(exceptions_in_threads),
+	CASE(operators), CASE(throws_bad_alloc), CASE(calls_new_handler), CASE(nothrow_survives_handler),
+	CASE(exceptions_in_threads),
 };
 
 int main(int argc, char **argv)

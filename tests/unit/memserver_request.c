@@ -2,18 +2,25 @@
 /* The request parser, and sessions driven from memory. */
 #include "../../memserver/request.h"
 
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include <cmocka.h>
 
 #define REGION 7u
 
 static const struct coal_wire_header good_read = {
-	.magic = COAL_WIRE_MAGIC, .op = COAL_WIRE_READ, .count = 1, .length = 16, .region = REGION, .tag = 5,
+	.magic = COAL_WIRE_MAGIC,
+	.op = COAL_WIRE_READ,
+	.count = 1,
+	.length = 16,
+	.region = REGION,
+	.tag = 5,
 };
 
 static enum ms_reason judge(struct coal_wire_header header)
@@ -21,7 +28,7 @@ static enum ms_reason judge(struct coal_wire_header header)
 	return ms_check_header(&header, MS_ATTACHED, false, REGION).reason;
 }
 
-#define with(...) judge((struct coal_wire_header){ .magic = COAL_WIRE_MAGIC, .region = REGION, __VA_ARGS__ })
+#define with(...) judge((struct coal_wire_header){.magic = COAL_WIRE_MAGIC, .region = REGION, __VA_ARGS__})
 
 static void good_headers_pass(void **state)
 {
@@ -39,7 +46,7 @@ static void good_headers_pass(void **state)
 static void bad_headers_are_told_apart(void **state)
 {
 	(void)state;
-	assert_int_equal(judge((struct coal_wire_header){ .magic = 1 }), MS_BAD_MAGIC);
+	assert_int_equal(judge((struct coal_wire_header){.magic = 1}), MS_BAD_MAGIC);
 	assert_int_equal(with(.op = 0), MS_BAD_OP);
 	assert_int_equal(with(.op = 13), MS_BAD_OP);
 	assert_int_equal(with(.op = COAL_WIRE_HELLO, .length = 40), MS_OUT_OF_ORDER);
@@ -55,14 +62,14 @@ static void bad_headers_are_told_apart(void **state)
 	assert_int_equal(with(.op = COAL_WIRE_WRITE, .count = 1, .length = 16 + 257 * 4096), MS_BAD_LENGTH);
 	assert_int_equal(with(.op = COAL_WIRE_WRITE, .count = 1, .length = UINT32_MAX), MS_BAD_LENGTH);
 	assert_int_equal(with(.op = COAL_WIRE_PING, .length = 4097), MS_BAD_LENGTH);
-	assert_int_equal(judge((struct coal_wire_header){ .magic = COAL_WIRE_MAGIC, .op = COAL_WIRE_STAT }), MS_BAD_REGION);
+	assert_int_equal(judge((struct coal_wire_header){.magic = COAL_WIRE_MAGIC, .op = COAL_WIRE_STAT}), MS_BAD_REGION);
 }
 
 static void nothing_passes_before_the_proof(void **state)
 {
 	(void)state;
 	for (uint8_t op = COAL_WIRE_HELLO; op <= COAL_WIRE_BYE; op++) {
-		struct coal_wire_header header = { .magic = COAL_WIRE_MAGIC, .op = op };
+		struct coal_wire_header header = {.magic = COAL_WIRE_MAGIC, .op = op};
 		if (op != COAL_WIRE_AUTH)
 			assert_int_equal(ms_check_header(&header, MS_EXPECT_AUTH, true, 0).status, COAL_WIRE_EAUTH);
 		if (op != COAL_WIRE_HELLO)
@@ -72,7 +79,7 @@ static void nothing_passes_before_the_proof(void **state)
 
 static struct ms_verdict vector(uint8_t op, const struct coal_wire_run *runs, uint16_t count, uint32_t pages)
 {
-	struct coal_wire_header header = { .magic = COAL_WIRE_MAGIC, .op = op, .count = count };
+	struct coal_wire_header header = {.magic = COAL_WIRE_MAGIC, .op = op, .count = count};
 	uint64_t found;
 
 	header.length = count * 16u + pages * COAL_WIRE_PAGE_SIZE;
@@ -81,9 +88,9 @@ static struct ms_verdict vector(uint8_t op, const struct coal_wire_run *runs, ui
 
 static void vectors_stay_in_their_bounds(void **state)
 {
-	const struct coal_wire_run last = { COAL_WIRE_REGION_PAGES - 1, 1, 0 }, beyond = { COAL_WIRE_REGION_PAGES - 1, 2, 0 };
-	const struct coal_wire_run wrapping = { UINT64_MAX, 2, 0 }, empty = { 0, 0, 0 }, dirty = { 0, 1, 1 };
-	const struct coal_wire_run large[2] = { { 0, 200, 0 }, { 0, 57, 0 } };
+	const struct coal_wire_run last = {COAL_WIRE_REGION_PAGES - 1, 1, 0}, beyond = {COAL_WIRE_REGION_PAGES - 1, 2, 0};
+	const struct coal_wire_run wrapping = {UINT64_MAX, 2, 0}, empty = {0, 0, 0}, dirty = {0, 1, 1};
+	const struct coal_wire_run large[2] = {{0, 200, 0}, {0, 57, 0}};
 
 	(void)state;
 	assert_int_equal(vector(COAL_WIRE_READ, &last, 1, 0).status, COAL_WIRE_OK);
@@ -132,7 +139,7 @@ static int free_rig(void **state)
 
 static void say(struct rig *rig, uint8_t op, uint16_t count, uint64_t arg, const void *payload, uint32_t length)
 {
-	struct coal_wire_header header = { .magic = COAL_WIRE_MAGIC, .op = op, .count = count, .length = length, .arg = arg };
+	struct coal_wire_header header = {.magic = COAL_WIRE_MAGIC, .op = op, .count = count, .length = length, .arg = arg};
 
 	header.region = op > COAL_WIRE_ATTACH ? 1 : 0;
 	memcpy(rig->said + rig->nsaid, &header, sizeof(header));
@@ -160,8 +167,8 @@ static void deliver(struct rig *rig, size_t step)
 
 static void say_hello(struct rig *rig)
 {
-	const struct coal_wire_hello hello = { .version_min = 1, .version_max = 1 };
-	const struct coal_wire_attach attach = { .lane = 0 };
+	const struct coal_wire_hello hello = {.version_min = 1, .version_max = 1};
+	const struct coal_wire_attach attach = {.lane = 0};
 
 	say(rig, COAL_WIRE_HELLO, 0, 0, &hello, sizeof(hello));
 	say(rig, COAL_WIRE_ATTACH, 0, 0, &attach, sizeof(attach));
@@ -169,8 +176,8 @@ static void say_hello(struct rig *rig)
 
 static void say_write(struct rig *rig, uint64_t page, uint32_t n)
 {
-	uint8_t payload[16 + 8 * 4096] = { 0 };
-	const struct coal_wire_run run = { page, n, 0 };
+	uint8_t payload[16 + 8 * 4096] = {0};
+	const struct coal_wire_run run = {page, n, 0};
 
 	memcpy(payload, &run, sizeof(run));
 	memset(payload + sizeof(run), (int)page + 1, n * 4096);
@@ -196,7 +203,7 @@ static struct coal_wire_header hear(struct rig *rig, void *body)
 static void requests_may_come_byte_by_byte(void **state)
 {
 	struct rig *rig = *state;
-	const struct coal_wire_run run = { 3, 2, 0 };
+	const struct coal_wire_run run = {3, 2, 0};
 	uint8_t pages[2 * 4096];
 
 	say_hello(rig);
@@ -217,7 +224,7 @@ static void requests_may_come_byte_by_byte(void **state)
 static void write_beyond_the_promise_changes_nothing(void **state)
 {
 	struct rig *rig = *state;
-	const struct coal_wire_run run = { 0, 1, 0 };
+	const struct coal_wire_run run = {0, 1, 0};
 
 	say_hello(rig);
 	say(rig, COAL_WIRE_RESERVE, 0, 4, NULL, 0);
@@ -236,7 +243,7 @@ static void page_named_twice_counts_once(void **state)
 {
 	struct rig *rig = *state;
 	uint8_t payload[2 * 16 + 2 * 4096], page[4096];
-	const struct coal_wire_run runs[2] = { { 9, 1, 0 }, { 9, 1, 0 } };
+	const struct coal_wire_run runs[2] = {{9, 1, 0}, {9, 1, 0}};
 
 	memcpy(payload, runs, sizeof(runs));
 	memset(payload + 32, 1, 4096);
@@ -257,7 +264,7 @@ static void reading_stops_while_replies_wait(void **state)
 {
 	struct rig *rig = *state;
 	const struct coal_wire_run runs[32] = {
-		{ 0, 8, 0 }, { 0, 8, 0 }, { 0, 8, 0 }, { 0, 8, 0 }, { 0, 8, 0 }, { 0, 8, 0 }, { 0, 8, 0 }, { 0, 8, 0 },
+		{0, 8, 0}, {0, 8, 0}, {0, 8, 0}, {0, 8, 0}, {0, 8, 0}, {0, 8, 0}, {0, 8, 0}, {0, 8, 0},
 	};
 	const void *from;
 	size_t most = 0;
@@ -280,6 +287,78 @@ static void reading_stops_while_replies_wait(void **state)
 	}
 	assert_int_equal(answered, asked);
 	assert_true(most <= MS_OUTPUT_MAX);
+}
+
+static void reading_stops_while_a_request_waits_for_room(void **state)
+{
+	struct rig *rig = *state;
+	struct coal_wire_run runs[64];
+	const void *from;
+	int answered = 0, asked = 2;
+
+	for (int i = 0; i < 64; i++)
+		runs[i] = (struct coal_wire_run){0, 4, 0};
+	say_hello(rig);
+	say(rig, COAL_WIRE_RESERVE, 0, 8, NULL, 0);
+	say_write(rig, 0, 8);
+	say(rig, COAL_WIRE_READ, 32, 0, runs, 32 * 16);
+	say(rig, COAL_WIRE_READ, 64, 0, runs, 64 * 16);
+	deliver(rig, sizeof(rig->said));
+	assert_false(ms_session_wants(&rig->session));
+	for (int i = 0; i < 4; i++)
+		hear(rig, NULL);
+	for (; ms_session_output(&rig->session, &from); answered++) {
+		assert_int_equal(hear(rig, NULL).status, COAL_WIRE_OK);
+		ms_session_run(&rig->session, 0);
+	}
+	assert_int_equal(answered, asked);
+	assert_true(ms_session_wants(&rig->session));
+}
+
+/* Let no more address space be had, so that a large buffer can't; the smaller ones come from what malloc has. */
+static void limit_memory(rlim_t bytes)
+{
+	struct rlimit limit;
+
+	assert_int_equal(getrlimit(RLIMIT_AS, &limit), 0);
+	limit.rlim_cur = bytes;
+	assert_int_equal(setrlimit(RLIMIT_AS, &limit), 0);
+}
+
+static void request_without_memory_for_it_is_refused_and_skipped(void **state)
+{
+	struct rig *rig = *state;
+	static const uint8_t pages[4096];
+	struct coal_wire_header header = {
+		.magic = COAL_WIRE_MAGIC, .op = COAL_WIRE_WRITE, .count = 1, .region = 1, .tag = 9};
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+	(void)rig, (void)pages, (void)header;
+	print_message("the sanitizer itself needs address space without a limit\n");
+	skip();
+#else
+	header.length = 16 + 256 * 4096;
+	say_hello(rig);
+	memcpy(rig->said + rig->nsaid, &header, sizeof(header));
+	rig->nsaid += sizeof(header) + 16;
+	limit_memory(1 << 20);
+	deliver(rig, sizeof(rig->said));
+	limit_memory(RLIM_INFINITY);
+	for (int i = 0; i < 256; i++) {
+		memcpy(rig->said, pages, sizeof(pages));
+		rig->nsaid = sizeof(pages);
+		deliver(rig, sizeof(rig->said));
+	}
+	say(rig, COAL_WIRE_PING, 0, 0, "here", 4);
+	deliver(rig, sizeof(rig->said));
+	hear(rig, NULL);
+	hear(rig, NULL);
+	header = hear(rig, NULL);
+	assert_int_equal(header.status, COAL_WIRE_IO);
+	assert_int_equal(header.arg, ENOMEM);
+	assert_int_equal(header.tag, 9);
+	assert_int_equal(hear(rig, NULL).op, COAL_WIRE_PING);
+#endif
 }
 
 static void fenced_session_applies_nothing(void **state)
@@ -314,6 +393,8 @@ int main(void)
 		rigged(write_beyond_the_promise_changes_nothing),
 		rigged(page_named_twice_counts_once),
 		rigged(reading_stops_while_replies_wait),
+		rigged(reading_stops_while_a_request_waits_for_room),
+		rigged(request_without_memory_for_it_is_refused_and_skipped),
 		rigged(fenced_session_applies_nothing),
 	};
 
