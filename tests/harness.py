@@ -128,7 +128,7 @@ def run(reaper, argv, stdin=None, env=None, cwd=None, timeout=HANG, remote=True,
     done = Done(process.returncode, out, err, numbers)
     if remote and not PLAIN and not options.get("plain") and done.status == 0:
         assert numbers, f"no statistics were written\n{done!r}"
-        assert numbers["pages"]["evicted"] > 0 and numbers["bytes_in"] > 0, f"nothing was remote: {numbers}\n{done!r}"
+        assert numbers["evicted"] > 0 and numbers["bytes_in"] > 0, f"nothing was remote: {numbers}\n{done!r}"
     return done
 
 

@@ -2,11 +2,15 @@
 """The promise on local memory, as the kernel counts it: resident bytes of managed ranges and of the pager's page buffers
 together never above budget + max(64 pages, 1 %)."""
 
+import os
+import re
+import signal
 import time
+from pathlib import Path
 
 import pytest
 
-from harness import APPS, is_managed, needs_coal, needs_preload, smaps
+from harness import APPS, is_managed, needs_coal, needs_preload, smaps, wait_until
 
 pytestmark = [needs_preload, needs_coal]
 
@@ -18,9 +22,19 @@ def is_page_buffer(r):
     return r["name"] in ("", "[anon:coal-frames]") and "dc" in r["flags"] and not is_managed(r)
 
 
+def all_stopped(pid):
+    return all(re.search(r"\) ([A-Z])", stat.read_text())[1] == "T" for stat in Path(f"/proc/{pid}/task").glob("*/stat"))
+
+
 def resident(pid):
-    """Resident bytes of mappings, and of page buffers."""
-    ranges = smaps(pid)
+    """Resident bytes of mappings, and of page buffers. The process is stopped meanwhile: the kernel walks smaps range by range,
+    and a page that moves from one that it has not seen to one that it has seen would count for nothing or twice."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_until(lambda: all_stopped(pid), 20, "all threads have stopped")
+        ranges = smaps(pid)
+    finally:
+        os.kill(pid, signal.SIGCONT)
     return sum(r["rss"] for r in ranges if is_managed(r)), sum(r["rss"] for r in ranges if is_page_buffer(r))
 
 
@@ -36,6 +50,7 @@ def test_resident_bytes_stay_below_the_budget_under_load(coal_start, tmp_path, b
         end = time.monotonic() + 60
         while not store.ready() and time.monotonic() < end:
             samples.append(resident(pid))
+            time.sleep(0.02)  # let it run between two samples
         return store.answer()
 
     assert sample_until_answer("fill 160") == "filled 160"

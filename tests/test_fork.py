@@ -56,7 +56,7 @@ def test_a_hundred_forks_in_a_row(coal):
 
 @needs_coal
 def test_fork_without_room_fails_with_enomem_and_the_parent_goes_on(coal, memserver):
-    server = memserver(capacity="100M")
+    server = memserver(capacity="50M")
     done = coal([FORKS, "no-room"], local="4M", pool=server.address).must_succeed()
     assert done.out == b"ENOMEM\n"
 

@@ -9,7 +9,8 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
-#define SIZE (64 * MIB)
+#define SIZE (32 * MIB)
+#define LARGE (64 * MIB)
 #define HANG_SECONDS 90
 
 extern char **environ;
@@ -33,33 +34,33 @@ static void must_end_well(pid_t pid)
 static void child_sees(char **argv)
 {
 	(void)argv;
-	char *data = must_alloc(SIZE);
-	pattern_fill(data, SIZE, 1);
+	char *data = must_alloc(LARGE);
+	pattern_fill(data, LARGE, 1);
 	pid_t pid = must_fork();
 	if (!pid) {
-		pattern_must_hold("child", data, SIZE, 1);
+		pattern_must_hold("child", data, LARGE, 1);
 		_exit(0);
 	}
-	pattern_fill(data, SIZE, 2);
-	pattern_must_hold("parent", data, SIZE, 2);
+	pattern_fill(data, LARGE, 2);
+	pattern_must_hold("parent", data, LARGE, 2);
 	must_end_well(pid);
-	pattern_must_hold("parent, at the end", data, SIZE, 2);
+	pattern_must_hold("parent, at the end", data, LARGE, 2);
 }
 
 static void parent_sees(char **argv)
 {
 	(void)argv;
-	char *data = must_alloc(SIZE);
-	pattern_fill(data, SIZE, 1);
+	char *data = must_alloc(LARGE);
+	pattern_fill(data, LARGE, 1);
 	pid_t pid = must_fork();
 	if (!pid) {
-		pattern_fill(data, SIZE, 2);
-		pattern_must_hold("child", data, SIZE, 2);
+		pattern_fill(data, LARGE, 2);
+		pattern_must_hold("child", data, LARGE, 2);
 		_exit(0);
 	}
-	pattern_must_hold("parent", data, SIZE, 1);
+	pattern_must_hold("parent", data, LARGE, 1);
 	must_end_well(pid);
-	pattern_must_hold("parent, at the end", data, SIZE, 1);
+	pattern_must_hold("parent, at the end", data, LARGE, 1);
 }
 
 /* The child frees what it got and takes other memory in its place; the parent must not lose anything by that. */

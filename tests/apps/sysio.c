@@ -12,7 +12,7 @@
 #include <sys/uio.h>
 #include <sys/utsname.h>
 
-#define SIZE (48 * MIB)
+#define SIZE (24 * MIB)
 
 static char local[MIB] __attribute__((aligned(4096))); /* stays resident: not from malloc */
 
@@ -265,9 +265,10 @@ static void mutexes(char **argv)
 {
 	(void)argv;
 	pthread_t thread;
+	struct turnstile *all = must_alloc(64 * sizeof(*all));
+	memset(all, 0, 64 * sizeof(*all));
 	for (int i = 0; i < 64; i++) {
-		turnstiles[i] = must_alloc(sizeof(struct turnstile));
-		memset(turnstiles[i], 0, sizeof(struct turnstile));
+		turnstiles[i] = &all[i];
 		must(!pthread_mutex_init(&turnstiles[i]->lock, NULL) && !pthread_cond_init(&turnstiles[i]->moved, NULL));
 	}
 	evict();
@@ -296,17 +297,18 @@ static void *press(void *ballast)
 static void direct_io(char **argv)
 {
 	pthread_t thread;
-	char *data = must_alloc(SIZE);
+	size_t size = 8 * MIB;
+	char *data = must_alloc(size);
 	int fd = scratch_file(argv[0], O_DIRECT);
 	must(!pthread_create(&thread, NULL, press, must_alloc(SIZE / 2)));
 	for (uint64_t seed = 1; seed < 4; seed++) {
-		pattern_fill(data, SIZE, seed);
-		for (size_t off = 0; off < SIZE; off += MIB)
+		pattern_fill(data, size, seed);
+		for (size_t off = 0; off < size; off += MIB)
 			must(pwrite(fd, data + off, MIB, (off_t)off) == (ssize_t)MIB);
-		pattern_fill(data, SIZE, 50);
-		for (size_t off = 0; off < SIZE; off += MIB)
+		pattern_fill(data, size, 50);
+		for (size_t off = 0; off < size; off += MIB)
 			must(pread(fd, data + off, MIB, (off_t)off) == (ssize_t)MIB);
-		pattern_must_hold("read with O_DIRECT", data, SIZE, seed);
+		pattern_must_hold("read with O_DIRECT", data, size, seed);
 	}
 	__atomic_store_n(&press_stop, 1, __ATOMIC_RELEASE);
 	must(!pthread_join(thread, NULL));
@@ -364,7 +366,7 @@ static void signal_stack(char **argv)
 	struct sigaction act = { .sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_ONSTACK };
 	char *data = must_alloc(SIZE);
 	must(!sigaltstack(&stack, NULL) && !sigaction(SIGUSR1, &act, NULL));
-	for (int i = 1; i <= 10; i++) {
+	for (int i = 1; i <= 4; i++) {
 		pattern_fill(data, SIZE, (uint64_t)i); /* pushes the stack's pages out */
 		must(!raise(SIGUSR1));
 		must(handled == i);
