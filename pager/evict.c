@@ -61,15 +61,21 @@ void evict_discard(struct server *server, uint64_t region_page, uint64_t n)
 		server->discard[server->ndiscard++] = (struct coal_wire_run){ .page = region_page, .npages = (uint32_t)n };
 }
 
+/* Only as far as the next modified page, which the evict thread has to write: if they were passed over, the pages that came
+ * last would be the first to go, and a thread that needs two of them at once would never have both. */
 bool evict_make_room(struct pool *pool)
 {
-	uint32_t hand = pool->slot_hand, steps = 128, dropped = 0; /* the hand itself stays: dirty pages keep their turn */
+	uint32_t steps = 128, dropped = 0;
 	struct mapping *m;
 	uint64_t page;
 
-	while (dropped < 4 && resident_victim(pool, &hand, &steps, &m, &page))
-		if (m->page[page].state == PAGE_CLEAN && !page_drop_clean(m, page))
-			dropped++;
+	while (dropped < 4 && resident_victim(pool, &steps, &m, &page)) {
+		if (m->page[page].state == PAGE_DIRTY) {
+			resident_put_back(pool);
+			break;
+		}
+		dropped += !page_drop_clean(m, page);
+	}
 	return dropped;
 }
 
@@ -263,11 +269,13 @@ static void evict_round(struct round *r)
 
 	target = target > pool->budget / 2 ? pool->budget / 2 : target;
 	while (r->left < EVICT_BATCH && (pool->resident > pool->budget || pool->budget - pool->resident < target) &&
-	       resident_victim(pool, &pool->slot_hand, &steps, &m, &page)) {
-		if (m->page[page].state == PAGE_CLEAN)
+	       resident_victim(pool, &steps, &m, &page)) {
+		if (m->page[page].state == PAGE_CLEAN) {
 			r->left += !page_drop_clean(m, page);
-		else if (leave(r, m, page, false))
+		} else if (leave(r, m, page, false)) {
+			resident_put_back(pool);
 			break;
+		}
 	}
 }
 

@@ -291,8 +291,9 @@ uint32_t slot_take(struct pool *pool);      /* SLOT_NONE when the budget is used
 uint32_t slot_take_over(struct pool *pool); /* beyond the budget: a page that could not leave comes back */
 void slot_set(struct pool *pool, uint32_t slot, struct mapping *m, uint64_t page);
 void slot_release(struct pool *pool, uint32_t slot);
-/* The next page from *hand on that may leave, looking at *steps slots at most; false when there is none. */
-bool resident_victim(struct pool *pool, uint32_t *hand, uint32_t *steps, struct mapping **m, uint64_t *page);
+/* The next page that may leave, in order of arrival, looking at *steps slots at most; false when there is none. */
+bool resident_victim(struct pool *pool, uint32_t *steps, struct mapping **m, uint64_t *page);
+void resident_put_back(struct pool *pool); /* the last victim keeps its turn */
 uint32_t frame_take(struct frames *f);
 void frame_release(struct frames *f, uint32_t frame);
 int frames_renew(struct frames *f); /* child of a fork: none is in use, their memory was not inherited */

@@ -116,14 +116,14 @@ static bool may_leave(const struct mapping *m, uint64_t page)
 	return true;
 }
 
-bool resident_victim(struct pool *pool, uint32_t *hand, uint32_t *steps, struct mapping **m, uint64_t *page)
+bool resident_victim(struct pool *pool, uint32_t *steps, struct mapping **m, uint64_t *page)
 {
 	while (*steps) {
-		struct slot slot = pool->slot[*hand];
+		struct slot slot = pool->slot[pool->slot_hand];
 
 		--*steps;
-		if (++*hand == pool->nslots)
-			*hand = 0;
+		if (++pool->slot_hand == pool->nslots)
+			pool->slot_hand = 0;
 		if (!slot.mapping)
 			continue;
 		*m = &pager.mapping[slot.mapping];
@@ -132,6 +132,11 @@ bool resident_victim(struct pool *pool, uint32_t *hand, uint32_t *steps, struct 
 			return true;
 	}
 	return false;
+}
+
+void resident_put_back(struct pool *pool)
+{
+	pool->slot_hand = (pool->slot_hand ? pool->slot_hand : pool->nslots) - 1;
 }
 
 uint32_t frame_take(struct frames *f)

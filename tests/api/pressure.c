@@ -211,11 +211,29 @@ static void bookkeeping_is_at_most_sixteen_bytes_a_page(void **state)
 	assert_int_equal(coal_unmap(p, size), 0);
 }
 
+/* Many modified pages and few clean ones, and loads that need two clean ones at once: the page that came last must not be
+ * the first to go. */
+static void a_load_across_pages_makes_progress_among_modified_pages(void **state)
+{
+	struct fixture *f = *state;
+	char *p = must_map(f->pool, 8 * MIB, 0);
+	alarm(HANG_SECONDS);
+	fill(p, 8 * MIB, 1);
+	for (size_t page = 1; page < 1024; page++) {
+		uint64_t got, want[2] = { word_of(1, page * PAGE / 8 - 1), word_of(1, page * PAGE / 8) };
+		memcpy(&got, p + page * PAGE - 4, sizeof(got));
+		assert_memory_equal(&got, (char *)want + 4, sizeof(got));
+	}
+	alarm(0);
+	assert_int_equal(coal_unmap(p, 8 * MIB), 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(eight_threads_make_progress_with_ten_pages, set_up_ten_pages, fixture_tear_down),
 		cmocka_unit_test_setup_teardown(a_page_copy_needs_two_pages_at_once, set_up_ten_pages, fixture_tear_down),
+		cmocka_unit_test_setup_teardown(a_load_across_pages_makes_progress_among_modified_pages, set_up, fixture_tear_down),
 		cmocka_unit_test_setup_teardown(calls_on_one_range_do_not_disturb_another, set_up, fixture_tear_down),
 		cmocka_unit_test_setup_teardown(a_forked_child_has_a_copy, set_up, fixture_tear_down),
 		cmocka_unit_test_setup_teardown(a_child_can_call_the_library, set_up, fixture_tear_down),

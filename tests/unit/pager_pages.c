@@ -189,7 +189,7 @@ static void evict_one(void)
 	uint32_t steps = pool->nslots;
 	uint64_t page;
 
-	if (!resident_victim(pool, &pool->slot_hand, &steps, &who, &page))
+	if (!resident_victim(pool, &steps, &who, &page))
 		return;
 	assert_ptr_equal(who, m);
 	if (m->page[page].state == PAGE_CLEAN)
