@@ -29,6 +29,7 @@
 
 struct watch {
 	int pidfd; /* 0: free */
+	pid_t pid;
 	unsigned n;
 	struct {
 		struct server *server;
@@ -210,7 +211,7 @@ int fork_watch(pid_t pid)
 	if (fd < 0)
 		return 0;
 	struct epoll_event ev = { .events = EPOLLIN, .data.ptr = w };
-	*w = (struct watch){ .pidfd = fd };
+	*w = (struct watch){ .pidfd = fd, .pid = pid };
 	each_server(note_ticket, w);
 	nwatches++;
 	epoll_ctl(watch_epoll, EPOLL_CTL_ADD, fd, &ev);
@@ -239,6 +240,7 @@ void fork_reap(void)
 	for (int i = 0; i < n; i++) {
 		struct watch *w = ev[i].data.ptr;
 		close(w->pidfd);
+		stat_remove(w->pid); /* it may have ended by _exit */
 		for (unsigned k = 0; k < w->n; k++)
 			if (server_lives(w->ticket[k].server))
 				drop_token(w->ticket[k].server, w->ticket[k].token);

@@ -424,6 +424,7 @@ int fork_farewell(void);
 
 /* stat.c */
 int stat_open(void);
+void stat_remove(pid_t pid); /* the page of a process that is gone */
 #define stat_add(field, n) __atomic_fetch_add(&pager.stat->field, (n), __ATOMIC_RELAXED)
 #define pool_count(pool, field, n) ((pool)->stats.field += (n))
 

@@ -36,12 +36,25 @@ static uint64_t own_start_time(void)
 	return start;
 }
 
+static void page_path(char *buf, size_t size, pid_t pid)
+{
+	snprintf(buf, size, STATPAGE_DIR "/" STATPAGE_PREFIX "%d", (int)pid);
+}
+
+void stat_remove(pid_t pid)
+{
+	char other[sizeof(path)];
+
+	page_path(other, sizeof(other), pid);
+	unlink(other);
+}
+
 /* A pager without a page that others can see keeps its numbers for itself. */
 static struct statpage *make_page(void)
 {
 	struct statpage *page = MAP_FAILED;
 
-	snprintf(path, sizeof(path), STATPAGE_DIR "/" STATPAGE_PREFIX "%d", (int)getpid());
+	page_path(path, sizeof(path), getpid());
 	unlink(path);
 	int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
 	if (fd >= 0 && !posix_fallocate(fd, 0, sizeof(*page)))
