@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -115,15 +116,15 @@ def reaper():
 
 
 @pytest.fixture
-def memserver(reaper, tmp_path):
+def memserver(reaper):
     """memserver(listen=…, capacity=…, …) starts a memserver and returns it once it listens; see harness.Memserver."""
     numbers = itertools.count()
+    with tempfile.TemporaryDirectory(prefix="coal-") as short:  # pytest's own folders are too long for names of sockets
 
-    def start(listen=None, **options):
-        harness.need_build("memserver")
-        listen = listen or f"unix:{tmp_path}/memserver{next(numbers)}.sock"
-        return harness.Memserver(reaper, listen, **options)
-    return start
+        def start(listen=None, **options):
+            harness.need_build("memserver")
+            return harness.Memserver(reaper, listen or f"unix:{short}/{next(numbers)}", **options)
+        yield start
 
 
 @pytest.fixture
