@@ -56,14 +56,14 @@ struct ms_verdict ms_check_header(const struct coal_wire_header *header, enum ms
 
 	if (header->magic != COAL_WIRE_MAGIC)
 		return REFUSE(COAL_WIRE_EBADMSG, MS_BAD_MAGIC);
-	if (header->op < COAL_WIRE_HELLO || header->op > COAL_WIRE_BYE)
+	if (header->op < COAL_WIRE_HELLO || header->op > COAL_WIRE_LEASE)
 		return REFUSE(COAL_WIRE_EBADMSG, MS_BAD_OP);
 	struct ms_verdict verdict = check_order(header->op, state, key);
 	if (verdict.status)
 		return verdict;
 	if (header->region != region)
 		return REFUSE(COAL_WIRE_EREGION, MS_BAD_REGION);
-	if (header->status || (header->arg && header->op != COAL_WIRE_RESERVE) || (header->count && !vector))
+	if (header->status || (header->arg && header->op != COAL_WIRE_RESERVE && header->op != COAL_WIRE_LEASE) || (header->count && !vector))
 		return REFUSE(COAL_WIRE_EBADMSG, MS_BAD_HEADER);
 	if (vector && (header->count < 1 || header->count > COAL_WIRE_MAX_COUNT))
 		return REFUSE(COAL_WIRE_EBADMSG, MS_BAD_VECTOR);

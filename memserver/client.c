@@ -54,6 +54,7 @@ int ms_client_new(struct ms_server *server, struct ms_client **out)
 		return -EIO;
 	}
 	client->id = new_id(clients);
+	client->lease_ms = server->lease_ms;
 	LIST_INSERT_HEAD(&clients->buckets[bucket_of(client->token)], client, bucket);
 	clients->count++;
 	*out = client;
@@ -72,11 +73,18 @@ struct ms_client *ms_client_find(struct ms_server *server, const uint8_t token[C
 
 static void start_lease(struct ms_server *server, struct ms_client *client, uint64_t now)
 {
+	struct ms_client *earlier;
+
 	client->leased = true;
-	client->lease_end = now + server->lease_ms;
-	if (TAILQ_EMPTY(&server->clients.leases))
-		server->clients.next_end = client->lease_end;
-	TAILQ_INSERT_TAIL(&server->clients.leases, client, lease);
+	client->lease_end = now + client->lease_ms;
+	TAILQ_FOREACH_REVERSE(earlier, &server->clients.leases, ms_lease_list, lease)
+	if (earlier->lease_end <= client->lease_end)
+		break;
+	if (earlier)
+		TAILQ_INSERT_AFTER(&server->clients.leases, earlier, client, lease);
+	else
+		TAILQ_INSERT_HEAD(&server->clients.leases, client, lease);
+	server->clients.next_end = TAILQ_FIRST(&server->clients.leases)->lease_end;
 }
 
 /* Take the client off the list that invariant 1 has it on; lanes are the caller's. */

@@ -35,6 +35,7 @@ struct ms_client {
 	struct ms_client *parent; /* while a ticket */
 	bool leased;
 	uint64_t lease_end; /* ms */
+	uint32_t lease_ms;  /* how long it will be */
 	uint64_t promised;  /* pages */
 	struct ms_region region;
 	uint32_t id; /* the wire's region number */
@@ -47,7 +48,7 @@ struct ms_client {
 
 struct ms_clients {
 	struct ms_client_list buckets[MS_CLIENT_BUCKETS];
-	struct ms_lease_list leases; /* by their end, since all leases are equally long */
+	struct ms_lease_list leases; /* by their end */
 	uint32_t count;
 	uint32_t last_id;
 	_Atomic uint64_t next_end; /* of a lease, in ms; UINT64_MAX: none. Read without the lock. */

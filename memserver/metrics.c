@@ -20,6 +20,7 @@ static const char *const op_names[MS_OPS] = {
 	[COAL_WIRE_READ] = "read",	 [COAL_WIRE_WRITE] = "write", [COAL_WIRE_DISCARD] = "discard",
 	[COAL_WIRE_RESERVE] = "reserve", [COAL_WIRE_FORK] = "fork",   [COAL_WIRE_DROP] = "drop",
 	[COAL_WIRE_STAT] = "stat",	 [COAL_WIRE_PING] = "ping",   [COAL_WIRE_BYE] = "bye",
+	[COAL_WIRE_LEASE] = "lease",
 };
 
 static const char *const status_names[MS_STATUSES] = {

@@ -260,6 +260,13 @@ static void apply_drop(struct call *call)
 		ms_client_free(call->server, client, call->now);
 }
 
+static void apply_lease(struct call *call)
+{
+	if (call->reply.arg > call->server->lease_ms)
+		call->reply.arg = call->server->lease_ms;
+	call->client->lease_ms = (uint32_t)call->reply.arg;
+}
+
 static void apply_stat(struct call *call)
 {
 	struct coal_wire_stat *stat = (void *)call->body;
@@ -289,6 +296,7 @@ size_t ms_apply(struct ms_session *session, const struct coal_wire_header *heade
 		[COAL_WIRE_READ] = apply_read,	     [COAL_WIRE_WRITE] = apply_write, [COAL_WIRE_DISCARD] = apply_discard,
 		[COAL_WIRE_RESERVE] = apply_reserve, [COAL_WIRE_FORK] = apply_fork,   [COAL_WIRE_DROP] = apply_drop,
 		[COAL_WIRE_STAT] = apply_stat,	     [COAL_WIRE_PING] = apply_ping,   [COAL_WIRE_BYE] = apply_bye,
+		[COAL_WIRE_LEASE] = apply_lease,
 	};
 	struct call call = {
 		.session = session,

@@ -49,7 +49,7 @@ enum ms_reason {
 };
 #define MS_FIRST_ERROR MS_BAD_MAGIC
 
-#define MS_OPS (COAL_WIRE_BYE + 1)
+#define MS_OPS (COAL_WIRE_LEASE + 1)
 #define MS_STATUSES (COAL_WIRE_BUSY + 1)
 
 /* Counters only grow; they are read without the lock. */

@@ -93,8 +93,7 @@ void lane_reset(struct lane *lane, const char *why)
 		return;
 	server->fabric->close(lane->conn);
 	lane->conn = NULL;
-	lane->backoff = 0;
-	lane->next_try = 0;
+	lane->next_try = os->now() + lane->backoff;
 	if (atomic_compare_exchange_strong(&server->state, &up, SERVER_RECONNECTING)) {
 		server->since = os->now();
 		snprintf(server->why, sizeof(server->why), "%s", why);
@@ -106,10 +105,18 @@ void lane_reset(struct lane *lane, const char *why)
 	fail_all(lane, false, -ECONNRESET);
 }
 
+static void grow_backoff(struct lane *lane)
+{
+	lane->backoff = lane->backoff ? lane->backoff * 2 : BACKOFF_MIN;
+	if (lane->backoff > BACKOFF_MAX)
+		lane->backoff = BACKOFF_MAX;
+}
+
 static void adopt(struct lane *lane)
 {
 	lane->state = LANE_UP;
 	lane->heard = os->now();
+	grow_backoff(lane); /* until something is answered: a request that closes each connection must not make a storm */
 	for (struct io *io = lane->head; io; io = io->next)
 		lane->server->fabric->submit(lane->conn, io);
 }
@@ -142,8 +149,10 @@ static bool poll_conn(struct lane *lane)
 			finish(lane, done[i]);
 		moved |= n > 0;
 	} while (n == 16 && lane->state == LANE_UP);
-	if (moved)
+	if (moved) {
 		lane->heard = os->now();
+		lane->backoff = 0;
+	}
 	if (n < 0)
 		lane_reset(lane, n == -ECONNRESET ? "it closed the connection" : strerrordesc_np(-n));
 	return moved;
@@ -220,7 +229,6 @@ static void try_connect(struct lane *lane, uint64_t now)
 			server->state = SERVER_UP;
 			server->complained = false;
 		}
-		lane->backoff = 0;
 		lane->state = LANE_READY;
 		pager_kick(lane->index);
 	} else if (err == -ESTALE || err == -EACCES) {
@@ -231,9 +239,7 @@ static void try_connect(struct lane *lane, uint64_t now)
 			server->state = SERVER_RECONNECTING;
 		}
 		snprintf(server->why, sizeof(server->why), "%s", why);
-		lane->backoff = lane->backoff ? lane->backoff * 2 : BACKOFF_MIN;
-		if (lane->backoff > BACKOFF_MAX)
-			lane->backoff = BACKOFF_MAX;
+		grow_backoff(lane);
 		lane->next_try = os->now() + lane->backoff;
 	}
 }

@@ -144,7 +144,8 @@ def test_wrong_command_line(argv, words):
     refused(coal(*argv), 2, *words)
 
 
-@pytest.mark.parametrize("size, mode, words", [(8, 0o600, ["16", "4096"]), (5000, 0o600, ["16", "4096"]), (32, 0o644, ["chmod 600"])])
+@pytest.mark.parametrize("size, mode, words", [
+    (8, 0o600, ["16", "4096"]), (5000, 0o600, ["16", "4096"]), (32, 0o644, ["chmod 600"])])
 def test_unusable_key(tmp_path, size, mode, words):
     key = tmp_path / "key"
     key.write_bytes(os.urandom(size))
@@ -196,14 +197,16 @@ def as_nobody():
 
 @pytest.fixture
 def without_rights(as_nobody):
-    if Path("/proc/sys/vm/unprivileged_userfaultfd").read_text().strip() == "1" or os.stat("/dev/userfaultfd").st_mode & 0o006:
+    allowed = Path("/proc/sys/vm/unprivileged_userfaultfd").read_text().strip() == "1"
+    if allowed or os.stat("/dev/userfaultfd").st_mode & 0o006:
         pytest.skip("this machine gives userfaultfd to every user")
     return as_nobody
 
 
 def test_no_right_to_userfaultfd(without_rights):
     marker = Path(without_rights.path) / "started"
-    refused(without_rights("run", "--", "touch", marker), 1, "userfaultfd", "sysctl -w vm.unprivileged_userfaultfd=1", "coal doctor")
+    done = without_rights("run", "--", "touch", marker)
+    refused(done, 1, "userfaultfd", "sysctl -w vm.unprivileged_userfaultfd=1", "coal doctor")
     assert not marker.exists()
 
 
@@ -293,7 +296,8 @@ def test_death_by_signal_is_the_programs(name):
 
 def test_the_program_does_not_see_a_parent_that_ignored_its_children():
     argv = [COAL, "run", "--", "sh", "-c", "exit 3"]
-    done = subprocess.run(argv, env=environment(), timeout=BOUND, preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN))
+    done = subprocess.run(argv, env=environment(), timeout=BOUND,
+                          preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN))
     assert done.returncode == 3
 
 
@@ -439,7 +443,8 @@ def test_a_relative_socket_is_found_after_a_change_of_folder(tmp_path, memserver
 
 def test_environment_of_the_program():
     show = "import json, os; print(json.dumps(dict(os.environ)))"
-    done = coal("run", "--local", "8M", "--min-size", "64K", "--mmap", "1M", "--fail-after", "1.5", "--", PYTHON, "-c", show)
+    done = coal("run", "--local", "8M", "--min-size", "64K", "--mmap", "1M", "--fail-after", "1.5", "--",
+                PYTHON, "-c", show)
     env = json.loads(done.stdout)
     assert {k: v for k, v in env.items() if k.startswith("COAL_") and k != "COAL_POOL"} == {
         "COAL_LOCAL": str(8 << 20), "COAL_MIN_SIZE": str(64 << 10), "COAL_MMAP": str(1 << 20), "COAL_FAIL_MS": "1500"}
@@ -453,7 +458,8 @@ def test_an_existing_preload_is_kept():
 
 
 def test_settings_of_an_outer_run_do_not_leak_in():
-    done = coal("run", "--", "sh", "-c", "echo ${COAL_MMAP-none} ${COAL_KEY-none}", env={"COAL_MMAP": "4096", "COAL_KEY": "/k"})
+    done = coal("run", "--", "sh", "-c", "echo ${COAL_MMAP-none} ${COAL_KEY-none}",
+                env={"COAL_MMAP": "4096", "COAL_KEY": "/k"})
     assert done.stdout == "none none\n", done
 
 
@@ -534,7 +540,8 @@ with open(sys.argv[3], "w") as f:
 
 def test_a_program_that_daemonises_keeps_its_memory(tmp_path, runtime_dir):
     pid_file, go, verdict = (tmp_path / name for name in ("pid", "go", "verdict"))
-    done = coal("run", "--local", "1M", "--", PYTHON, "-c", DAEMON, pid_file, go, verdict, env={"XDG_RUNTIME_DIR": str(runtime_dir)})
+    done = coal("run", "--local", "1M", "--", PYTHON, "-c", DAEMON, pid_file, go, verdict,
+                env={"XDG_RUNTIME_DIR": str(runtime_dir)})
     assert done.returncode == 0, done
     pid = wait_until(lambda: pid_file.exists() and int(pid_file.read_text()), what="the daemon is up")
     try:
@@ -552,7 +559,8 @@ def test_a_pipe_behind_coal_run_ends_though_a_daemon_lives(tmp_path):
     pid_file = tmp_path / "pid"
     command = f"{COAL} run -- {PYTHON} -c '{DAEMON}' {pid_file} {tmp_path}/go {tmp_path}/verdict | cat"
     try:
-        done = subprocess.run(["sh", "-c", command], capture_output=True, timeout=BOUND, env=environment(), stdin=subprocess.DEVNULL)
+        done = subprocess.run(["sh", "-c", command], capture_output=True, timeout=BOUND, env=environment(),
+                              stdin=subprocess.DEVNULL)
         assert done.returncode == 0
         pid = wait_until(lambda: pid_file.exists() and int(pid_file.read_text()), what="the daemon is up")
         assert state(pid)
@@ -567,8 +575,8 @@ QUANTILES = {"count", "mean", "min", "p50", "p90", "p99", "p999", "max"}
 
 
 def check_numbers(numbers):
-    assert {"budget_bytes", "resident_bytes", "mapped_bytes", "promised_bytes", "remote_bytes", "prefetched", "evicted", "written",
-            "discarded", "bytes_in", "bytes_out", "forks"} <= set(numbers)
+    assert {"budget_bytes", "resident_bytes", "mapped_bytes", "promised_bytes", "remote_bytes", "prefetched", "evicted",
+            "written", "discarded", "bytes_in", "bytes_out", "forks"} <= set(numbers)
     assert set(numbers["faults"]) == {"zero", "read", "write", "soft", "failed"}
     latency = numbers["latency_ns"]
     assert set(latency["kind"]) == {"zero", "read", "write", "soft"}
@@ -690,7 +698,8 @@ def test_top_in_a_pipe(started):
     lines = done.stdout.splitlines()
     assert done.returncode == 0 and all(len(line) <= 80 for line in lines), done.stdout
     assert "\033" not in done.stdout
-    assert lines[1].split() == ["PID", "COMMAND", "RESIDENT", "REMOTE", "FAULTS/S", "P50", "us", "P99", "us", "IN", "MB/S", "OUT"]
+    assert lines[1].split() == ["PID", "COMMAND", "RESIDENT", "REMOTE", "FAULTS/S", "P50", "us", "P99", "us",
+                                "IN", "MB/S", "OUT"]
     at = next(i for i, line in enumerate(lines) if line.split()[:1] == [str(pid)])
     assert lines[at + 1].split()[0].startswith("unix:") and " up " in lines[at + 1]
 
@@ -769,8 +778,8 @@ def test_doctor_sees_a_low_limit():
     assert [c["level"] for c in json.loads(done.stdout)["checks"] if c["name"] == "open files"] == ["warn"]
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["help"], ["run", "--help"], ["help", "run"], ["stat", "--help"], ["top", "--help"],
-                                  ["doctor", "--help"]], ids=" ".join)
+@pytest.mark.parametrize("argv", [["--help"], ["help"], ["run", "--help"], ["help", "run"], ["stat", "--help"],
+                                  ["top", "--help"], ["doctor", "--help"]], ids=" ".join)
 def test_help(argv):
     done = coal(*argv)
     assert done.returncode == 0 and done.stdout.startswith("Usage: coal") and done.stderr == ""

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 import memclient
-from memclient import Client, Impostor, Memserver, Refused, page, run_memserver, wait_until
+from memclient import LEASE, Client, Impostor, Memserver, Refused, page, run_memserver, wait_until
 
 KEY = b"0123456789abcdef"
 
@@ -193,6 +193,26 @@ def test_killed_client_gives_its_memory_back_after_the_lease(server):
         wait_until(lambda: watcher.stat()["promised"] == 0)
         wait_until(lambda: watcher.stat()["used"] == 0)
         assert watcher.reserve(256) == 256
+
+
+def test_client_that_wants_no_lease_is_freed_with_its_last_connection(server):
+    memserver = server("--lease", "600")
+    with Client(memserver.address) as watcher:
+        other = Client(memserver.address)
+        other.close()  # its lease, ten minutes, begins before the one that is to end at once
+        with Client(memserver.address) as c:
+            c.reserve(7)
+            assert c.call(LEASE, arg=0)[0] == 0
+            assert watcher.stat()["clients"] == 3
+        wait_until(lambda: watcher.stat()["clients"] == 2)
+        assert watcher.stat()["promised"] == 0
+
+
+def test_a_lease_can_only_be_made_shorter(server):
+    memserver = server("--lease", "2")
+    with Client(memserver.address) as c:
+        assert c.call(LEASE, arg=1 << 40)[0] == 2000
+        assert c.call(LEASE, arg=500)[0] == 500
 
 
 def test_token_is_gone_after_the_lease(server):

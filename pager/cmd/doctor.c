@@ -81,11 +81,13 @@ static void check_uffd(struct finding *f)
 		found(f, OK, NULL, NULL, "allowed, with faults inside system calls, by %s", from);
 		close(fd);
 	} else if (fd == -ENOSYS) {
-		found(f, FAIL, "no paging at all", "a kernel with CONFIG_USERFAULTFD=y, or a container that allows the system call",
+		found(f, FAIL, "no paging at all",
+		      "a kernel with CONFIG_USERFAULTFD=y, or a container that allows the system call",
 		      "not in this kernel, or blocked");
 	} else {
 		found(f, FAIL, "no paging: this user gets no userfaultfd that sees faults inside system calls",
-		      "as root: sysctl -w vm.unprivileged_userfaultfd=1, or chmod 666 /dev/userfaultfd, or give CAP_SYS_PTRACE",
+		      "as root: sysctl -w vm.unprivileged_userfaultfd=1, or chmod 666 /dev/userfaultfd, "
+		      "or give CAP_SYS_PTRACE",
 		      "refused: %s", strerror(-fd));
 	}
 }
@@ -124,9 +126,11 @@ static void check_features(struct finding *f)
 		if (!(features & w->bit) && w->cost && !cost)
 			cost = w->cost;
 	}
-	found(f, !(features & UFFD_FEATURE_PAGEFAULT_FLAG_WP) ? FAIL : cost ? WARN : OK, cost,
-	      cost ? "a newer kernel: POISON is in 6.6, MOVE in 6.8" : NULL, "%s%s%s", *have ? have + 1 : "none",
-	      *missing ? "; missing:" : "", missing);
+	enum level level = cost ? WARN : OK;
+	if (!(features & UFFD_FEATURE_PAGEFAULT_FLAG_WP))
+		level = FAIL;
+	found(f, level, cost, cost ? "a newer kernel: POISON is in 6.6, MOVE in 6.8" : NULL, "%s%s%s",
+	      *have ? have + 1 : "none", *missing ? "; missing:" : "", missing);
 }
 
 static void check_limit(struct finding *f, int which, rlim_t enough, const char *cost, const char *remedy)
@@ -148,7 +152,8 @@ static void check_nofile(struct finding *f)
 
 static void check_memlock(struct finding *f)
 {
-	check_limit(f, RLIMIT_MEMLOCK, 8 << 20, "the pager's own memory may be swapped out; RDMA buffers can't be registered",
+	check_limit(f, RLIMIT_MEMLOCK, 8 << 20,
+		    "the pager's own memory may be swapped out; RDMA buffers can't be registered",
 		    "ulimit -l unlimited (as root, or by a line in /etc/security/limits.conf)");
 }
 
@@ -165,7 +170,8 @@ static void check_overcommit(struct finding *f)
 {
 	bool strict = *first_line("/proc/sys/vm/overcommit_memory") == '2';
 
-	found(f, strict ? WARN : OK, strict ? "mappings larger than the commit limit are refused, though their pages are remote" : NULL,
+	found(f, strict ? WARN : OK,
+	      strict ? "mappings larger than the commit limit are refused, though their pages are remote" : NULL,
 	      strict ? "sysctl -w vm.overcommit_memory=0" : NULL, "vm.overcommit_memory is %s",
 	      first_line("/proc/sys/vm/overcommit_memory"));
 }
@@ -179,8 +185,9 @@ static void check_shm(struct finding *f)
 	if (fd >= 0 && room)
 		found(f, OK, NULL, NULL, "writable");
 	else
-		found(f, WARN, "no statistics: coal stat and coal top see nothing", "mount -t tmpfs -o mode=1777 tmpfs " STATPAGE_DIR,
-		      "%s", room ? strerror(errno) : "full or not there");
+		found(f, WARN, "no statistics: coal stat and coal top see nothing",
+		      "mount -t tmpfs -o mode=1777 tmpfs " STATPAGE_DIR, "%s",
+		      room ? strerror(errno) : "full or not there");
 	if (fd >= 0)
 		close(fd);
 }
@@ -189,7 +196,8 @@ static void check_cores(struct finding *f)
 {
 	long cores = sysconf(_SC_NPROCESSORS_ONLN);
 
-	found(f, cores > 1 ? OK : WARN, cores > 1 ? NULL : "pager and program take turns: each fault costs two context switches",
+	found(f, cores > 1 ? OK : WARN,
+	      cores > 1 ? NULL : "pager and program take turns: each fault costs two context switches",
 	      cores > 1 ? NULL : "give the machine or the container a second core", "%ld online", cores);
 }
 
@@ -211,8 +219,8 @@ static void check_seccomp(struct finding *f)
 	if (status)
 		fclose(status);
 	bool filtered = mode && atoi(mode) == 2;
-	found(f, filtered ? WARN : OK, filtered ? "a container's filter may refuse userfaultfd; the line userfaultfd says whether it does"
-						: NULL,
+	found(f, filtered ? WARN : OK,
+	      filtered ? "a container's filter may refuse userfaultfd; the line userfaultfd says whether it does" : NULL,
 	      filtered ? "docker run --security-opt seccomp=PROFILE, with userfaultfd allowed in PROFILE" : NULL, "%s",
 	      filtered ? "a filter is active" : "no filter");
 }
@@ -250,7 +258,8 @@ static void check_install(struct finding *f)
 	int err = beside(places, "libcoal-malloc.so", path, sizeof(path));
 
 	found(f, err ? FAIL : OK, err ? "coal run has no allocator to put under a program" : NULL,
-	      err ? "make install, or run the coal of a whole build" : NULL, "%.150s", err ? "libcoal-malloc.so not found" : path);
+	      err ? "make install, or run the coal of a whole build" : NULL, "%.150s",
+	      err ? "libcoal-malloc.so not found" : path);
 }
 
 static const struct check {
@@ -296,8 +305,8 @@ static const struct argp argp = {
 
 static void print_finding(const char *name, const struct finding *f, bool colours)
 {
-	printf("%s%-4s%s  %-14s  %s\n", colours ? level_colours[f->level] : "", level_names[f->level], colours ? "\033[0m" : "", name,
-	       f->text);
+	printf("%s%-4s%s  %-14s  %s\n", colours ? level_colours[f->level] : "", level_names[f->level],
+	       colours ? "\033[0m" : "", name, f->text);
 	if (f->cost)
 		printf("      %-14s  cost: %s\n", "", f->cost);
 	if (f->remedy)
@@ -306,8 +315,8 @@ static void print_finding(const char *name, const struct finding *f, bool colour
 
 static json_t *finding_json(const char *name, const struct finding *f)
 {
-	return json_pack("{s:s, s:s, s:s, s:s?, s:s?}", "name", name, "level", level_names[f->level], "text", f->text, "cost", f->cost,
-			 "remedy", f->remedy);
+	return json_pack("{s:s, s:s, s:s, s:s?, s:s?}", "name", name, "level", level_names[f->level], "text", f->text,
+			 "cost", f->cost, "remedy", f->remedy);
 }
 
 int cmd_doctor(int argc, char **argv)

@@ -116,7 +116,8 @@ static int check_elf(const char *path, int fd)
 		return EXIT_NOT_EXECUTABLE;
 	}
 	if (err) {
-		complain("'%s' is linked statically, so no allocator can be put under it; use a dynamically linked build", path);
+		complain("'%s' is linked statically, so no allocator can be put under it; use a dynamically linked build",
+			 path);
 		return EXIT_NOT_EXECUTABLE;
 	}
 	int self = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
@@ -125,7 +126,8 @@ static int check_elf(const char *path, int fd)
 	err = elf_loader(self, ours, sizeof(ours));
 	close(self);
 	if (!err && strcmp(base(loader), base(ours))) {
-		complain("'%s' uses another C library (%s) than coal (%s); use a build for this one", path, base(loader), base(ours));
+		complain("'%s' uses another C library (%s) than coal (%s); use a build for this one", path, base(loader),
+			 base(ours));
 		return EXIT_NOT_EXECUTABLE;
 	}
 	return 0;
@@ -148,7 +150,8 @@ static int check_rights(const char *path, int fd)
 	if (!why)
 		return 0;
 	complain("'%s' is privileged (%s), and the loader lets nobody put an allocator under such a program; "
-		 "run coal as the user it runs as, or use a copy without that bit", path, why);
+		 "run coal as the user it runs as, or use a copy without that bit",
+		 path, why);
 	return EXIT_NOT_EXECUTABLE;
 }
 
@@ -166,8 +169,8 @@ static int check_interpreter(const char *path, char *line, unsigned depth)
 	}
 	int err = is_program(name);
 	if (err) {
-		complain("the interpreter '%s' of '%s' can't be executed: %s; install it or mend the script's first line", name,
-			 path, strerror(-err));
+		complain("the interpreter '%s' of '%s' can't be executed: %s; install it or mend the script's first line",
+			 name, path, strerror(-err));
 		return err == -ENOENT ? EXIT_NOT_FOUND : EXIT_NOT_EXECUTABLE;
 	}
 	return check_file(name, depth + 1);
@@ -189,8 +192,8 @@ static int check_file(const char *path, unsigned depth)
 		if (!status)
 			status = check_rights(path, fd);
 	} else {
-		complain("'%s' is neither a program nor a script that names its interpreter; give it a first line such as #!/bin/sh",
-			 path);
+		complain("'%s' is neither a program nor a script that names its interpreter; "
+			 "give it a first line such as #!/bin/sh", path);
 		status = EXIT_NOT_EXECUTABLE;
 	}
 	close(fd);

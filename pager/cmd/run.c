@@ -30,14 +30,17 @@ struct run {
 enum { OPT_POOL = 256, OPT_LOCAL, OPT_MIN_SIZE, OPT_MMAP, OPT_KEY, OPT_FAIL_AFTER, OPT_STATS };
 
 static const struct argp_option options[] = {
-	{ "pool", OPT_POOL, "SPEC", 0, "Memservers: host:port, unix:PATH, or several with commas between; "
-	  "without it a private memserver on this machine", 0 },
+	{ "pool", OPT_POOL, "SPEC", 0,
+	  "Memservers: host:port, unix:PATH, or several with commas between; "
+	  "without it a private memserver on this machine",
+	  0 },
 	{ "local", OPT_LOCAL, "SIZE", 0, "How much of the memory may be resident here (256M)", 0 },
 	{ "min-size", OPT_MIN_SIZE, "SIZE", 0, "Leave smaller allocations in ordinary memory (0: none)", 0 },
 	{ "mmap", OPT_MMAP, "SIZE", 0, "Take private anonymous mmaps of at least SIZE too", 0 },
 	{ "key", OPT_KEY, "FILE", 0, "The key shared with the memservers", 0 },
 	{ "fail-after", OPT_FAIL_AFTER, "SECONDS", 0, "How long a fault waits for a lost memserver before SIGBUS (5)", 0 },
-	{ "stats", OPT_STATS, "FILE", 0, "At the end write statistics to FILE as JSON; - for a table on standard error", 0 },
+	{ "stats", OPT_STATS, "FILE", 0, "At the end write statistics to FILE as JSON; - for a table on standard error",
+	  0 },
 	{ 0 },
 };
 
@@ -48,10 +51,11 @@ static uint64_t size_option(struct argp_state *state, const char *name, const ch
 	int err = coal_parse_size(arg, &bytes);
 
 	if (err)
-		argp_failure(state, EXIT_USAGE, 0, "%s: '%s' is %s; write a number with K, M, G or T, such as 512M", name, arg,
-			     err == -ERANGE ? "too large" : "not a size");
+		argp_failure(state, EXIT_USAGE, 0, "%s: '%s' is %s; write a number with K, M, G or T, such as 512M", name,
+			     arg, err == -ERANGE ? "too large" : "not a size");
 	if (bytes < least)
-		argp_failure(state, EXIT_USAGE, 0, "%s: '%s' is too small; the least is %s", name, arg, coal_format_size(least, text));
+		argp_failure(state, EXIT_USAGE, 0, "%s: '%s' is too small; the least is %s", name, arg,
+			     coal_format_size(least, text));
 	return bytes;
 }
 
@@ -61,7 +65,8 @@ static uint32_t seconds_option(struct argp_state *state, const char *arg)
 	double seconds = strtod(arg, &end);
 
 	if (end == arg || *end || !(seconds >= 0.001 && seconds <= 86400))
-		argp_failure(state, EXIT_USAGE, 0, "--fail-after: '%s' is not a time; write seconds from 0.001 to 86400", arg);
+		argp_failure(state, EXIT_USAGE, 0, "--fail-after: '%s' is not a time; write seconds from 0.001 to 86400",
+			     arg);
 	return (uint32_t)(seconds * 1000);
 }
 
@@ -96,7 +101,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		state->next = state->argc;
 		return 0;
 	case ARGP_KEY_NO_ARGS:
-		argp_failure(state, EXIT_USAGE, 0, "which program? Name it after the options: coal run --local 512M -- CMD ARGS...");
+		argp_failure(state, EXIT_USAGE, 0,
+			     "which program? Name it after the options: coal run --local 512M -- CMD ARGS...");
 		return 0;
 	default:
 		return ARGP_ERR_UNKNOWN;
@@ -108,8 +114,9 @@ static const struct argp argp = {
 	.parser = parse,
 	.args_doc = "-- CMD [ARGUMENT...]",
 	.doc = "Run CMD with its heap on memservers and a bounded part of it resident.\v"
-	       "Sizes are numbers with K, M, G or T (powers of 1024). The exit status is that of CMD; 2 if the command line "
-	       "is wrong, 1 if the memservers or the rights of this user do not allow it, 126 or 127 if CMD can't be run. "
+	       "Sizes are numbers with K, M, G or T (powers of 1024). The exit status is that of CMD; 2 if the command "
+	       "line is wrong, 1 if the memservers or the rights of this user do not allow it, 126 or 127 if CMD can't be "
+	       "run. "
 	       "`coal doctor' says what this machine lets coal do.",
 };
 
@@ -141,10 +148,12 @@ static int check_uffd(void)
 		return 0;
 	}
 	if (fd == -ENOSYS)
-		complain("this kernel has no userfaultfd, which paging needs; use one built with CONFIG_USERFAULTFD, 6.1 or later");
+		complain("this kernel has no userfaultfd, which paging needs; "
+			 "use one built with CONFIG_USERFAULTFD, 6.1 or later");
 	else
 		complain("this user may not use userfaultfd (%s); run as root: sysctl -w vm.unprivileged_userfaultfd=1 "
-			 "(`coal doctor' shows other ways)", strerror(-fd));
+			 "(`coal doctor' shows other ways)",
+			 strerror(-fd));
 	return EXIT_RUNTIME;
 }
 
@@ -158,7 +167,8 @@ static int find_preload(struct run *run)
 		return EXIT_RUNTIME;
 	}
 	if (strpbrk(run->preload, ": ")) {
-		complain("the path '%s' has a space or colon, which LD_PRELOAD can't carry; install coal elsewhere", run->preload);
+		complain("the path '%s' has a space or colon, which LD_PRELOAD can't carry; install coal elsewhere",
+			 run->preload);
 		return EXIT_RUNTIME;
 	}
 	return 0;
@@ -172,7 +182,8 @@ static int open_stats(struct run *run)
 	run->stats_fd = open(run->stats, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
 	if (run->stats_fd >= 0)
 		return 0;
-	complain("--stats: '%s' can't be written: %s; name a file in a folder that you may write to", run->stats, strerror(errno));
+	complain("--stats: '%s' can't be written: %s; name a file in a folder that you may write to", run->stats,
+		 strerror(errno));
 	return EXIT_USAGE;
 }
 
@@ -210,7 +221,8 @@ static void __attribute__((noreturn)) try_pool(const struct run *run, int out)
 	if (*why.text && why.level <= COAL_LOG_WARN)
 		dprintf(out, "%s", why.text);
 	else
-		dprintf(out, "the pool '%s' can't be opened: %s; are its memservers running, and are these their addresses?",
+		dprintf(out,
+			"the pool '%s' can't be opened: %s; are its memservers running, and are these their addresses?",
 			run->pool, strerror(-err));
 	exit(err == -EINVAL ? EXIT_USAGE : EXIT_RUNTIME);
 }

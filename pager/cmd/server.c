@@ -201,7 +201,8 @@ int server_start(struct server *server)
 		return err;
 	err = make_folder(folder, sizeof(folder));
 	if (err) {
-		complain("no folder for the private memserver in XDG_RUNTIME_DIR or /tmp: %s; make one writable", strerror(-err));
+		complain("no folder for the private memserver in XDG_RUNTIME_DIR or /tmp: %s; make one writable",
+			 strerror(-err));
 		return err;
 	}
 	snprintf(server->spec, sizeof(server->spec), "unix:%.100s" SOCKET, folder);

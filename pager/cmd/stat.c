@@ -27,7 +27,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		if (args->pid)
 			argp_failure(state, EXIT_USAGE, 0, "one process at a time; leave the number out to see all");
 		if (end == arg || *end || pid <= 0 || pid > INT32_MAX)
-			argp_failure(state, EXIT_USAGE, 0, "'%s' is not a process number; `coal stat' lists those to choose from", arg);
+			argp_failure(state, EXIT_USAGE, 0,
+				     "'%s' is not a process number; `coal stat' lists them", arg);
 		args->pid = (pid_t)pid;
 		return 0;
 	}
@@ -42,7 +43,8 @@ static const struct argp argp = {
 	.parser = parse,
 	.args_doc = "[PID]",
 	.doc = "Show what the pager of process PID did so far, or a line for each process that uses coal.\v"
-	       "Times are from the fault's arrival at the pager until the thread goes on (zero: first touch; read: fetched; "
+	       "Times are from the fault's arrival at the pager until the thread goes on (zero: first touch; read: "
+	       "fetched; "
 	       "write: first store to a clean page; soft: caught while leaving), and for fetched pages their stages.",
 };
 
@@ -74,8 +76,8 @@ static int show_one(pid_t pid, bool json)
 		complain("process %d does not use coal; start it with `coal run', or open a pool in it", (int)pid);
 		return EXIT_RUNTIME;
 	default:
-		complain("%s/%s%d is not a statistics page of process %d and this version of coal (%s)", STATPAGE_DIR, STATPAGE_PREFIX,
-			 (int)pid, (int)pid, strerror(-err));
+		complain("%s/%s%d is not a statistics page of process %d and this version of coal (%s)", STATPAGE_DIR,
+			 STATPAGE_PREFIX, (int)pid, (int)pid, strerror(-err));
 		return EXIT_RUNTIME;
 	}
 	if (json)
@@ -109,7 +111,8 @@ static int show_all(bool json)
 		return EXIT_RUNTIME;
 	}
 	if (!json)
-		printf("%7s %-15s %8s %8s %8s %8s %12s\n", "PID", "COMMAND", "RESIDENT", "BUDGET", "REMOTE", "MAPPED", "FAULTS");
+		printf("%7s %-15s %8s %8s %8s %8s %12s\n", "PID", "COMMAND", "RESIDENT", "BUDGET", "REMOTE", "MAPPED",
+		       "FAULTS");
 	for (size_t i = 0; i < count; i++) {
 		if (statfile_read(pids[i], &page))
 			continue;

@@ -30,8 +30,8 @@ static int process_start(pid_t pid, uint64_t *start, char *state)
 	close(fd);
 	text[n > 0 ? n : 0] = 0;
 	char *after = strrchr(text, ')');
-	if (!after || sscanf(after + 1, " %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu", state,
-			     &value) != 2)
+	if (!after || sscanf(after + 1, " %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu",
+			     state, &value) != 2)
 		return -ESRCH;
 	*start = value;
 	return 0;

@@ -46,10 +46,12 @@ static void print_server(FILE *out, const struct stat_server *s)
 {
 	char capacity[16], promised[16], in[16], bytes_out[16];
 
-	fprintf(out, "  memserver %s: %s, round trip %.1f us, capacity %s, promised %s, in %s, out %s, "
-		"%llu requests, %llu reconnects\n", s->name, server_state_name(s->state), s->rtt_ns / 1e3,
-		coal_format_size(s->capacity_bytes, capacity), coal_format_size(s->promised_bytes, promised),
-		coal_format_size(s->bytes_in, in), coal_format_size(s->bytes_out, bytes_out), (unsigned long long)s->requests,
+	fprintf(out,
+		"  memserver %s: %s, round trip %.1f us, capacity %s, promised %s, in %s, out %s, "
+		"%llu requests, %llu reconnects\n",
+		s->name, server_state_name(s->state), s->rtt_ns / 1e3, coal_format_size(s->capacity_bytes, capacity),
+		coal_format_size(s->promised_bytes, promised), coal_format_size(s->bytes_in, in),
+		coal_format_size(s->bytes_out, bytes_out), (unsigned long long)s->requests,
 		(unsigned long long)s->reconnects);
 }
 
@@ -68,7 +70,8 @@ void statpage_print(const struct statpage *p, FILE *out)
 	fprintf(out, " failed %llu\n", (unsigned long long)p->faults_failed);
 	fprintf(out, "  pages: prefetched %llu, evicted %llu, written %llu, discarded %llu; in %s, out %s\n",
 		(unsigned long long)p->prefetched, (unsigned long long)p->evicted, (unsigned long long)p->written,
-		(unsigned long long)p->discarded, coal_format_size(p->bytes_in, in), coal_format_size(p->bytes_out, bytes_out));
+		(unsigned long long)p->discarded, coal_format_size(p->bytes_in, in),
+		coal_format_size(p->bytes_out, bytes_out));
 	fprintf(out, "  %-8s %10s %8s %8s %8s %8s %8s %8s\n", "us", "count", "min", "p50", "p90", "p99", "p99.9", "max");
 	for (unsigned i = 0; i < STAT_KINDS; i++)
 		print_hist(out, kind_names[i], &p->kind[i]);

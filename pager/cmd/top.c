@@ -122,7 +122,8 @@ static const char *colour(const struct top *top, const char *code)
 	return top->batch || getenv("NO_COLOR") ? "" : code;
 }
 
-static void print_server(const struct top *top, const struct stat_server *s, const struct stat_server *before, double seconds)
+static void print_server(const struct top *top, const struct stat_server *s, const struct stat_server *before,
+			 double seconds)
 {
 	double in = (double)(s->bytes_in - (before ? before->bytes_in : 0)) / seconds / 1e6;
 	double out = (double)(s->bytes_out - (before ? before->bytes_out : 0)) / seconds / 1e6;
@@ -130,8 +131,8 @@ static void print_server(const struct top *top, const struct stat_server *s, con
 
 	format_us(s->rtt_ns, s->rtt_ns, rtt);
 	printf("    %-31.31s %s%-12s%s rtt %8s us %7.1f %7.1f\n", s->name,
-	       colour(top, s->state == SERVER_UP ? "\033[32m" : "\033[31m"), server_state_name(s->state), colour(top, "\033[0m"), rtt,
-	       in, out);
+	       colour(top, s->state == SERVER_UP ? "\033[32m" : "\033[31m"), server_state_name(s->state),
+	       colour(top, "\033[0m"), rtt, in, out);
 }
 
 static void print_process(const struct top *top, const struct process *p, const struct sample *old, int64_t at_ns)
@@ -151,9 +152,9 @@ static void print_process(const struct top *top, const struct process *p, const 
 	format_us(hist_quantile(&h, 0.5), any, p50);
 	format_us(hist_quantile(&h, 0.99), any, p99);
 	format_count((double)(all_faults(now) - (was ? all_faults(was) : 0)) / seconds, faults);
-	printf("%7d %-11.11s %8s %8s %8s %8s %8s %7.1f %7.1f\n", (int)p->pid, now->command, coal_format_size(now->resident_bytes, resident),
-	       coal_format_size(now->remote_bytes, remote), faults, p50, p99,
-	       (double)(now->bytes_in - (was ? was->bytes_in : 0)) / seconds / 1e6,
+	printf("%7d %-11.11s %8s %8s %8s %8s %8s %7.1f %7.1f\n", (int)p->pid, now->command,
+	       coal_format_size(now->resident_bytes, resident), coal_format_size(now->remote_bytes, remote), faults, p50,
+	       p99, (double)(now->bytes_in - (was ? was->bytes_in : 0)) / seconds / 1e6,
 	       (double)(now->bytes_out - (was ? was->bytes_out : 0)) / seconds / 1e6);
 	for (uint32_t i = 0; i < now->nservers; i++)
 		print_server(top, &now->server[i], was && i < was->nservers ? &was->server[i] : NULL, seconds);
@@ -167,9 +168,10 @@ static void print_picture(const struct top *top, const struct sample *s, const s
 	strftime(clock, sizeof(clock), "%H:%M:%S", localtime(&now));
 	if (!top->batch)
 		printf("\033[H\033[J");
-	printf("coal top  %s  %zu %s%s\n", clock, s->count, s->count == 1 ? "process" : "processes", top->batch ? "" : "  (q quits)");
-	printf("%s%7s %-11s %8s %8s %8s %8s %8s %7s %7s%s\n", colour(top, "\033[7m"), "PID", "COMMAND", "RESIDENT", "REMOTE",
-	       "FAULTS/S", "P50 us", "P99 us", "IN MB/S", "OUT", colour(top, "\033[0m"));
+	printf("coal top  %s  %zu %s%s\n", clock, s->count, s->count == 1 ? "process" : "processes",
+	       top->batch ? "" : "  (q quits)");
+	printf("%s%7s %-11s %8s %8s %8s %8s %8s %7s %7s%s\n", colour(top, "\033[7m"), "PID", "COMMAND", "RESIDENT",
+	       "REMOTE", "FAULTS/S", "P50 us", "P99 us", "IN MB/S", "OUT", colour(top, "\033[0m"));
 	for (size_t i = 0; i < s->count; i++)
 		print_process(top, &s->list[i], old, s->at_ns);
 	fflush(stdout);
@@ -227,12 +229,14 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 	case 'i':
 		top->interval = strtod(arg, &end);
 		if (end == arg || *end || !(top->interval >= 0.1 && top->interval <= 3600))
-			argp_failure(state, EXIT_USAGE, 0, "--interval: '%s' is not a time; write seconds from 0.1 to 3600", arg);
+			argp_failure(state, EXIT_USAGE, 0, "--interval: '%s' is not a time; write seconds from 0.1 to 3600",
+				     arg);
 		return 0;
 	case 'n':
 		top->count = strtol(arg, &end, 10);
 		if (end == arg || *end || top->count <= 0)
-			argp_failure(state, EXIT_USAGE, 0, "--count: '%s' is not a number of pictures; write 1 or more", arg);
+			argp_failure(state, EXIT_USAGE, 0, "--count: '%s' is not a number of pictures; write 1 or more",
+				     arg);
 		return 0;
 	case 'b':
 		top->batch = true;
@@ -256,7 +260,8 @@ static const struct argp argp = {
 	.options = options,
 	.parser = parse,
 	.doc = "Show what the pagers of all programs do, live.\v"
-	       "RESIDENT is here, of REMOTE memservers have a copy; P50 and P99 are of the time that reads from memservers took in "
+	       "RESIDENT is here, of REMOTE memservers have a copy; P50 and P99 are of the time that reads from memservers "
+	       "took in "
 	       "the last interval. Below each program its memservers. q quits.",
 };
 

@@ -41,6 +41,7 @@ static void good_headers_pass(void **state)
 	assert_int_equal(with(.op = COAL_WIRE_PING, .length = 4096), MS_OPEN);
 	assert_int_equal(with(.op = COAL_WIRE_DROP, .length = 16), MS_OPEN);
 	assert_int_equal(with(.op = COAL_WIRE_BYE), MS_OPEN);
+	assert_int_equal(with(.op = COAL_WIRE_LEASE, .arg = 1), MS_OPEN);
 }
 
 static void bad_headers_are_told_apart(void **state)
@@ -68,7 +69,7 @@ static void bad_headers_are_told_apart(void **state)
 static void nothing_passes_before_the_proof(void **state)
 {
 	(void)state;
-	for (uint8_t op = COAL_WIRE_HELLO; op <= COAL_WIRE_BYE; op++) {
+	for (uint8_t op = COAL_WIRE_HELLO; op <= COAL_WIRE_LEASE; op++) {
 		struct coal_wire_header header = {.magic = COAL_WIRE_MAGIC, .op = op};
 		if (op != COAL_WIRE_AUTH)
 			assert_int_equal(ms_check_header(&header, MS_EXPECT_AUTH, true, 0).status, COAL_WIRE_EAUTH);

@@ -34,8 +34,8 @@ static void sizes_are_read(void **state)
 
 static void what_is_no_size_is_refused_and_changes_nothing(void **state)
 {
-	static const char *const cases[] = { "", " 1K", "-1", "+1", "K", "1X", "1KK", "1K ", "1 K", "12MBx", "0x10", "0X10", "nan", "inf",
-					     "1e9999", ".5G", "512B", "1Ki" };
+	static const char *const cases[] = { "",      " 1K",  "-1",   "+1",  "K",   "1X",     "1KK", "1K ",  "1 K",
+					     "12MBx", "0x10", "0X10", "nan", "inf", "1e9999", ".5G", "512B", "1Ki" };
 
 	(void)state;
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
