@@ -5,6 +5,7 @@ import itertools
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,11 @@ import harness  # noqa: E402
 CMOCKA_TEST = re.compile(r"cmocka_unit_test(?:_setup|_teardown|_setup_teardown|_prestate\w*)?\s*\(\s*(\w+)")
 TAP_LINE = re.compile(r"^(ok|not ok) \d+ (- |# SKIP )(\w+)", re.M)
 CMOCKA_SECONDS = 110
+
+
+def pytest_configure(config):
+    # Who ends the tests with SIGTERM (timeout, a gate) must find nothing left of them: let fixtures finish, as for Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 # One item per cmocka test -------------------------------------------------------------------------------------------
