@@ -74,7 +74,7 @@ def test_python_with_threads_and_children(coal, allocator, options):
     argv = [PYTHON, ROOT / "tests" / "apps" / "python_work.py"]
     want = subprocess.run(argv, env=environment(**env), capture_output=True, check=True, timeout=APP_SECONDS).stdout
     assert len(want.splitlines()) == 10
-    done = coal(argv, env=env, local="24M", timeout=APP_SECONDS, **options).must_succeed()
+    done = coal(argv, env=env, local="12M", timeout=APP_SECONDS, **options).must_succeed()
     assert done.out == want
 
 
@@ -111,7 +111,7 @@ def git(repository, *argv, **options):
 def make_repository(at):
     plainly(["git", "init", "-q", at])
     stream = []
-    for n in range(120):
+    for n in range(70):
         stream.append(f"commit refs/heads/main\nmark :{n + 1}\ncommitter T <t@example.org> {1700000000 + n} +0000\ndata 8\nnumber {n % 10}\n")
         for f in range(6):
             name = (n * 6 + f) % 150
