@@ -215,7 +215,7 @@ static int measure(const struct pflat_options *o, const struct cpus *cpus)
 		err = private_server_start(2 * o->pages * COAL_PAGE_SIZE, o->key_file, &server, &spec);
 	if (err)
 		goto out;
-	err = run_measure(o, cpus, spec, floors[FLOOR_ANON].min_ns, &run);
+	err = run_measure(o, cpus, spec, floors[FLOOR_UFFD_SAME].min_ns / 2, &run);
 	private_server_stop(server);
 	if (!err)
 		err = report(&r);

@@ -3,10 +3,10 @@
  * pflat_run.c - the measurement proper: threads touch remote pages, time each touch and check what they find.
  *
  * Every thread walks its own part of one fixed order round and round. A page comes up again only after all others of its
- * part, so with a budget below the number of pages it has left by then, whatever of the usual orders eviction follows: each
- * access faults, and once the budget is full each fault evicts. Where an access finds its page resident all the same, it is
- * faster than the fastest plain anonymous fault of this machine, which no userfault can be; it is counted apart. The
- * pager's own count of faults is reported beside ours, so that a mistake would show.
+ * part, so with a budget below the number of pages most have left by then: nearly each access faults, and once the budget
+ * is full each fault evicts. An access that finds its page resident takes less than half of the fastest userfault without
+ * network, which no fault can; it is counted apart. The pager's own count of faults is reported beside ours, so that a
+ * mistake would show.
  *
  * Before the timing starts the pages are filled and the walk goes on until twice the budget has passed through.
  */

@@ -70,10 +70,9 @@ void ms_conn_check(struct ms_conn *conn, uint64_t now)
 static void settle(struct ms_conn *conn)
 {
 	struct ms_session *session = &conn->session;
-	bool draining = conn->loop->draining;
 	uint64_t deadline;
 
-	if (draining && !pending(conn))
+	if (conn->drained && !pending(conn))
 		ms_session_end(session, MS_DRAINED);
 	if (session->state == MS_ENDING && !pending(conn) && !conn->shut) {
 		if (session->reason < MS_FIRST_ERROR && session->reason != MS_GONE) {
@@ -85,7 +84,7 @@ static void settle(struct ms_conn *conn)
 		conn->shut = true;
 		conn->moved = ms_now();
 	}
-	bool in = conn->shut || (!draining && ms_session_wants(session));
+	bool in = conn->shut || (!conn->drained && ms_session_wants(session));
 	ms_loop_rewatch(conn->loop, &conn->watch, (in ? EPOLLIN : 0u) | (pending(conn) ? EPOLLOUT : 0u));
 	deadline = ms_conn_deadline(conn);
 	if (deadline < conn->loop->deadline)
@@ -141,6 +140,22 @@ static ssize_t receive(struct ms_conn *conn)
 	return n;
 }
 
+void ms_conn_drain(struct ms_conn *conn)
+{
+	/* In rounds, so that a peer that sends without end leaves time for others until the bound for draining. */
+	for (int i = 0; i < 64; i++) {
+		if (!transmit(conn))
+			return;
+		if (conn->shut || conn->drained || !ms_session_wants(&conn->session))
+			break;
+		ssize_t n = receive(conn);
+		if (n < 0)
+			return;
+		conn->drained = n == 0;
+	}
+	settle(conn);
+}
+
 static void ready(struct ms_watch *watch, uint32_t events)
 {
 	struct ms_conn *conn = (struct ms_conn *)watch;
@@ -156,7 +171,11 @@ static void ready(struct ms_watch *watch, uint32_t events)
 		ms_conn_close(conn, MS_FENCED);
 		return;
 	}
-	if (!conn->loop->draining && ms_session_wants(&conn->session)) {
+	if (conn->loop->draining) {
+		ms_conn_drain(conn);
+		return;
+	}
+	if (ms_session_wants(&conn->session)) {
 		if ((events & (EPOLLIN | EPOLLHUP | EPOLLERR)) && receive(conn) < 0)
 			return;
 	} else if (events & (EPOLLHUP | EPOLLERR)) {
@@ -192,17 +211,4 @@ void ms_conn_start(struct ms_loop *loop, struct ms_conn *conn)
 		ms_conn_close(conn, MS_NO_MEMORY);
 	else
 		settle(conn);
-}
-
-void ms_conn_drain(struct ms_conn *conn)
-{
-	/* A peer that never stops sending gets no more than this much in. */
-	for (int i = 0; i < 64 && !conn->shut && ms_session_wants(&conn->session); i++) {
-		ssize_t n = receive(conn);
-		if (n < 0 || (n > 0 && !transmit(conn)))
-			return;
-		if (n == 0)
-			break;
-	}
-	settle(conn);
 }

@@ -16,6 +16,7 @@ struct ms_conn {
 	struct ms_loop *loop;
 	TAILQ_ENTRY(ms_conn) entry;
 	uint64_t born, moved; /* ms: accepted; last sent something, or began to wait */
+	bool drained;	      /* all that had arrived when we began to drain was taken in */
 	bool shut;	      /* we have said all; waiting for the peer's end */
 };
 
@@ -27,7 +28,7 @@ void ms_conn_start(struct ms_loop *loop, struct ms_conn *conn);
 uint64_t ms_conn_deadline(const struct ms_conn *conn);
 /* End it if its deadline has passed. */
 void ms_conn_check(struct ms_conn *conn, uint64_t now);
-/* Take in what has already arrived, then no more; close as soon as all is answered. */
+/* Go on taking in what has already arrived, then no more; close as soon as all is answered. */
 void ms_conn_drain(struct ms_conn *conn);
 void ms_conn_close(struct ms_conn *conn, enum ms_reason reason);
 

@@ -52,6 +52,24 @@ static int split(const char *spec, char *host, size_t size, const char **port)
 	return 0;
 }
 
+/* Whether this machine has the address: a name may also stand for ::1 where there is no IPv6. */
+static bool have_address(const struct addrinfo *ai)
+{
+	struct ms_address address = {.length = ai->ai_addrlen};
+	int fd = socket(ai->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	if (fd < 0)
+		return false;
+	memcpy(&address.addr, ai->ai_addr, ai->ai_addrlen);
+	if (ai->ai_family == AF_INET6)
+		((struct sockaddr_in6 *)&address.addr)->sin6_port = 0;
+	else
+		((struct sockaddr_in *)&address.addr)->sin_port = 0;
+	bool have = !bind(fd, (struct sockaddr *)&address.addr, address.length) || errno != EADDRNOTAVAIL;
+	close(fd);
+	return have;
+}
+
 int ms_address_parse(const char *spec, struct ms_address *addresses, int max)
 {
 	const struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV};
@@ -78,9 +96,12 @@ int ms_address_parse(const char *spec, struct ms_address *addresses, int max)
 		       err == EAI_SYSTEM ? strerror(errno) : gai_strerror(err));
 		return -ENOENT;
 	}
-	for (struct addrinfo *ai = list; ai && n < max; ai = ai->ai_next, n++) {
+	for (struct addrinfo *ai = list; ai && n < max; ai = ai->ai_next) {
+		/* The only one is tried in earnest: if it fails, it says why. */
+		if ((n || ai->ai_next) && !have_address(ai))
+			continue;
 		memcpy(&addresses[n].addr, ai->ai_addr, ai->ai_addrlen);
-		addresses[n].length = ai->ai_addrlen;
+		addresses[n++].length = ai->ai_addrlen;
 	}
 	freeaddrinfo(list);
 	return n;

@@ -63,11 +63,11 @@ void evict_discard(struct server *server, uint64_t region_page, uint64_t n)
 
 bool evict_make_room(struct pool *pool)
 {
-	uint32_t steps = 128, dropped = 0;
+	uint32_t hand = pool->slot_hand, steps = 128, dropped = 0; /* the hand itself stays: dirty pages keep their turn */
 	struct mapping *m;
 	uint64_t page;
 
-	while (dropped < 4 && resident_victim(pool, &steps, &m, &page))
+	while (dropped < 4 && resident_victim(pool, &hand, &steps, &m, &page))
 		if (m->page[page].state == PAGE_CLEAN && !page_drop_clean(m, page))
 			dropped++;
 	return dropped;
@@ -263,7 +263,7 @@ static void evict_round(struct round *r)
 
 	target = target > pool->budget / 2 ? pool->budget / 2 : target;
 	while (r->left < EVICT_BATCH && (pool->resident > pool->budget || pool->budget - pool->resident < target) &&
-	       resident_victim(pool, &steps, &m, &page)) {
+	       resident_victim(pool, &pool->slot_hand, &steps, &m, &page)) {
 		if (m->page[page].state == PAGE_CLEAN)
 			r->left += !page_drop_clean(m, page);
 		else if (leave(r, m, page, false))

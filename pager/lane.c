@@ -84,18 +84,30 @@ static void fail_all(struct lane *lane, bool all, int status)
 	}
 }
 
+/* UP -> RECONNECTING; false if it was not up. Its clock runs from here. */
+static bool server_unreachable(struct server *server)
+{
+	int up = SERVER_UP;
+
+	if (server->state != SERVER_UP)
+		return false;
+	server->since = os->now(); /* before the state, by which others know that it counts */
+	if (!atomic_compare_exchange_strong(&server->state, &up, SERVER_RECONNECTING))
+		return false;
+	server->stat->state = SERVER_RECONNECTING;
+	return true;
+}
+
 void lane_reset(struct lane *lane, const char *why)
 {
 	struct server *server = lane->server;
-	int up = SERVER_UP;
 
 	if (lane->state != LANE_UP)
 		return;
 	server->fabric->close(lane->conn);
 	lane->conn = NULL;
 	lane->next_try = os->now() + lane->backoff;
-	if (atomic_compare_exchange_strong(&server->state, &up, SERVER_RECONNECTING)) {
-		server->since = os->now();
+	if (server_unreachable(server)) {
 		snprintf(server->why, sizeof(server->why), "%s", why);
 		log_info("memserver %s: connection lost (%s), connecting again", server->endpoint.name, why);
 	}
@@ -185,6 +197,7 @@ void server_lost(struct server *server, const char *why)
 {
 	snprintf(server->why, sizeof(server->why), "%s", why);
 	server->state = SERVER_LOST;
+	server->stat->state = SERVER_LOST;
 	for (unsigned i = 0; i < LANES; i++)
 		pager_kick(i);
 }
@@ -227,6 +240,7 @@ static void try_connect(struct lane *lane, uint64_t now)
 			if (server->state == SERVER_RECONNECTING)
 				__atomic_fetch_add(&server->stat->reconnects, 1, __ATOMIC_RELAXED);
 			server->state = SERVER_UP;
+			server->stat->state = SERVER_UP;
 			server->complained = false;
 		}
 		lane->state = LANE_READY;
@@ -234,10 +248,7 @@ static void try_connect(struct lane *lane, uint64_t now)
 	} else if (err == -ESTALE || err == -EACCES) {
 		server_lost(server, why);
 	} else {
-		if (server->state == SERVER_UP) {
-			server->since = now;
-			server->state = SERVER_RECONNECTING;
-		}
+		server_unreachable(server);
 		snprintf(server->why, sizeof(server->why), "%s", why);
 		grow_backoff(lane);
 		lane->next_try = os->now() + lane->backoff;

@@ -156,8 +156,8 @@ struct io {
 };
 
 struct endpoint {
-	char name[64];    /* as in the spec */
-	char address[64]; /* resolved, for messages */
+	char name[128];    /* as in the spec */
+	char address[128]; /* resolved, for messages */
 	struct sockaddr_storage addr;
 	socklen_t addr_len;
 	int family;
@@ -291,8 +291,8 @@ uint32_t slot_take(struct pool *pool);      /* SLOT_NONE when the budget is used
 uint32_t slot_take_over(struct pool *pool); /* beyond the budget: a page that could not leave comes back */
 void slot_set(struct pool *pool, uint32_t slot, struct mapping *m, uint64_t page);
 void slot_release(struct pool *pool, uint32_t slot);
-/* The next page that may leave, in order of arrival; false when none of the resident pages may. */
-bool resident_victim(struct pool *pool, uint32_t *budget, struct mapping **m, uint64_t *page);
+/* The next page from *hand on that may leave, looking at *steps slots at most; false when there is none. */
+bool resident_victim(struct pool *pool, uint32_t *hand, uint32_t *steps, struct mapping **m, uint64_t *page);
 uint32_t frame_take(struct frames *f);
 void frame_release(struct frames *f, uint32_t frame);
 int frames_renew(struct frames *f); /* child of a fork: none is in use, their memory was not inherited */

@@ -37,7 +37,7 @@ static int resolve_unix(struct endpoint *e, const char *path)
 	strcpy(un->sun_path + n, path);
 	e->family = AF_UNIX;
 	e->addr_len = sizeof(*un);
-	snprintf(e->address, sizeof(e->address), "%.63s", path);
+	snprintf(e->address, sizeof(e->address), "%.127s", path);
 	return 0;
 }
 
@@ -89,7 +89,7 @@ static int parse_spec(struct pool *pool, const char *spec)
 			return -EINVAL;
 		}
 		struct server *s = &pool->server[pool->nservers++];
-		snprintf(s->endpoint.name, sizeof(s->endpoint.name), "%.63s", one);
+		snprintf(s->endpoint.name, sizeof(s->endpoint.name), "%.127s", one);
 		int err = !strncmp(one, "unix:", 5) ? resolve_unix(&s->endpoint, one + 5) : resolve_tcp(&s->endpoint, one);
 		if (err == -EINVAL)
 			log_err("'%s' is no memserver; write host:port, [v6 address]:port or unix:PATH", s->endpoint.name);

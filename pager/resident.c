@@ -116,14 +116,14 @@ static bool may_leave(const struct mapping *m, uint64_t page)
 	return true;
 }
 
-bool resident_victim(struct pool *pool, uint32_t *steps, struct mapping **m, uint64_t *page)
+bool resident_victim(struct pool *pool, uint32_t *hand, uint32_t *steps, struct mapping **m, uint64_t *page)
 {
 	while (*steps) {
-		struct slot slot = pool->slot[pool->slot_hand];
+		struct slot slot = pool->slot[*hand];
 
 		--*steps;
-		if (++pool->slot_hand == pool->nslots)
-			pool->slot_hand = 0;
+		if (++*hand == pool->nslots)
+			*hand = 0;
 		if (!slot.mapping)
 			continue;
 		*m = &pager.mapping[slot.mapping];

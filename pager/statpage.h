@@ -26,7 +26,7 @@ enum stat_stage { STAGE_INTAKE, STAGE_QUEUE, STAGE_WIRE, STAGE_INSTALL, STAT_STA
 enum stat_server_state { SERVER_UNUSED, SERVER_UP, SERVER_RECONNECTING, SERVER_LOST };
 
 struct stat_server {
-	char name[64];          /* as in the pool spec */
+	char name[128];         /* as in the pool spec */
 	uint32_t state;         /* enum stat_server_state */
 	uint32_t rtt_ns;        /* smoothed round trip of a demand read */
 	uint64_t capacity_bytes, promised_bytes;

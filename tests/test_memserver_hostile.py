@@ -51,6 +51,32 @@ def attached(memserver):
     return c
 
 
+class Stalled:
+    """A client that asks for much and reads nothing."""
+
+    def __init__(self, memserver):
+        self.client = Client(memserver.address)
+        self.client.reserve(256)
+        self.client.write(0, os.urandom(4096) * 256)
+        self.before = memserver.rss()
+        request = message(memclient.READ, runs((0, 256)), count=1, region=self.client.region) * 100
+        self.client.sock.settimeout(1)
+        with pytest.raises(TimeoutError):
+            while True:
+                self.client.sock.sendall(request)
+        self.after = memserver.rss()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def slow(memserver):
+    """Peers that are ended after some time: begun with the first test here, looked at by the last ones."""
+    silent, half, stalled = dial(memserver.address), dial(memserver.address), Stalled(memserver)
+    half.sendall(message(memclient.HELLO, bytes(40))[:40])
+    yield {"silent": silent, "half": half, "stalled": stalled}
+    for sock in (silent, half, stalled.client.sock):
+        sock.close()
+
+
 BAD = {
     # name: (status, reason, header fields and payload)
     "unknown operation": (memclient.EBADMSG, "bad-op", dict(op=99)),
@@ -177,19 +203,6 @@ def test_valid_requests_with_random_damage(memserver, bystander):
                 again.bye()
 
 
-def test_silent_connection_is_ended(memserver, bystander, ends_as):
-    with dial(memserver.address) as sock:
-        assert sock.recv(1) == b""
-    ends_as("handshake-timeout")
-
-
-def test_half_a_hello_is_ended(memserver, bystander, ends_as):
-    with dial(memserver.address) as sock:
-        sock.sendall(message(memclient.HELLO, bytes(40))[:40])
-        assert sock.recv(1) == b""
-    ends_as("handshake-timeout")
-
-
 def test_thousand_silent_connections_do_not_hinder_others(memserver, bystander):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 1200:
@@ -250,25 +263,6 @@ def _can_attach(address):
         return False
 
 
-def test_replies_never_read(memserver, bystander):
-    """Reading stops, memory stays bounded, and after half a minute the connection ends."""
-    with Client(memserver.address) as c:
-        c.reserve(256)
-        c.write(0, os.urandom(4096) * 256)
-        before = memserver.rss()
-        request = message(memclient.READ, runs((0, 256)), count=1, region=c.region) * 100
-        c.sock.settimeout(1)
-        with pytest.raises(TimeoutError):
-            while True:
-                c.sock.sendall(request)
-        assert memserver.rss() < before + (16 << 20)
-        assert bystander.read(0) == page("mine")
-        name = 'memserver_connections_ended_total{reason="stalled"}'
-        wait_until(lambda: memserver.metrics()[name] > 0, timeout=60)
-    line = memserver.wait_log(r"\(stalled\): .*")
-    assert "did not read its replies" in line
-
-
 def test_discard_storm_does_not_hinder_others(memserver, bystander):
     with Client(memserver.address) as c:
         c.reserve(8192)
@@ -282,3 +276,19 @@ def test_discard_storm_does_not_hinder_others(memserver, bystander):
         for _ in range(300):
             assert c.reply()[1] == memclient.OK
         c.bye()
+
+
+@pytest.mark.parametrize("which", ["silent", "half"])
+def test_connection_without_a_whole_handshake_is_ended(memserver, slow, which):
+    assert slow[which].recv(1) == b""
+    memserver.wait_log(r"\(handshake-timeout\)")
+
+
+def test_memory_stays_bounded_while_replies_are_not_read(slow):
+    assert slow["stalled"].after < slow["stalled"].before + (16 << 20)
+
+
+def test_client_that_never_reads_replies_is_ended(memserver, bystander, slow):
+    name = 'memserver_connections_ended_total{reason="stalled"}'
+    wait_until(lambda: memserver.metrics()[name] == 1, timeout=60)
+    assert "did not read its replies" in memserver.wait_log(r"\(stalled\): .*")

@@ -66,7 +66,8 @@ seeds = {
     "lease": record(0, *start, write(9, page("l"))) + record(0, hello(), attach(token), read((9, 1)), reopen=True)
     + record(0, reopen=True) + record(1, tick=True) + record(1, tick=True) + record(1, hello(), attach(token), tick=True),
     "backpressure": record(0, *start, write(0, page("z")), *[read(*[(0, 1)] * 100)] * 8, take=False) + record(0),
-    "reap": record(0, *start, write(0, *[page("w")] * 14), discard((0, 512)), write(100, *[page("v")] * 14), take=True)
+    "reap": record(0, *start, write(0, *[page("w")] * 14), discard((0, 512)))
+    + record(0, write(100, *[page("v")] * 14))
     + record(0, message(FORK, region=1), message(DROP, token, region=1), reap=True),
     "edges": record(0, *start, write((1 << 36) - 1, page("e")), read(((1 << 36) - 1, 1)), discard((0, (1 << 32) - 1)),
                     read(((1 << 36) - 1, 2))),

@@ -317,7 +317,7 @@ static void reading_stops_while_a_request_waits_for_room(void **state)
 }
 
 /* Let no more address space be had, so that a large buffer can't; the smaller ones come from what malloc has. */
-static void limit_memory(rlim_t bytes)
+static __attribute__((unused)) void limit_memory(rlim_t bytes)
 {
 	struct rlimit limit;
 

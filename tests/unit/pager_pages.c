@@ -1,0 +1,417 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The states of pages, driven at random against a model: a kernel that is an array, a memserver that is another, and a lane
+ * that does writes and discards in order but whenever it likes. Whatever happens, a load sees the last store.
+ */
+#include "pager.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#define PAGES 96u
+#define BUDGET 10u
+#define STEPS 200000
+
+struct line {
+	bool present, protected;
+	uint64_t value;
+};
+
+struct lane_op {
+	bool discard;
+	uint64_t page;
+	uint32_t frame;
+};
+
+static struct pool *pool;
+static struct mapping *m;
+static struct line kernel[PAGES];
+static struct {
+	bool held;
+	uint64_t value;
+} remote[PAGES];
+static uint64_t model[PAGES];
+static bool failed[PAGES];
+static struct lane_op lane[4 * PAGES];
+static unsigned nlane;
+static uint32_t fetching[32];
+static unsigned nfetching, refuse_take;
+
+/* ---- the kernel ---- */
+
+static struct line *at(uintptr_t addr)
+{
+	return &kernel[(addr - m->base) / PAGE_SIZE];
+}
+
+static uint64_t fake_now(void)
+{
+	static uint64_t now;
+	return ++now;
+}
+
+static int fake_copy(uintptr_t to, const void *from, bool protect)
+{
+	struct line *l = at(to);
+	assert_false(l->present);
+	*l = (struct line){ true, protect, *(const uint64_t *)from };
+	return 0;
+}
+
+static int fake_unprotect(uintptr_t page, size_t len)
+{
+	assert_int_equal(len, PAGE_SIZE);
+	at(page)->protected = false;
+	return 0;
+}
+
+static int fake_wake(uintptr_t page, size_t len)
+{
+	(void)page, (void)len;
+	return 0;
+}
+
+static int fake_take(uintptr_t page, void *frame)
+{
+	struct line *l = at(page);
+	assert_true(l->present);
+	if (refuse_take && !--refuse_take)
+		return -EBUSY;
+	memset(frame, 0, PAGE_SIZE);
+	*(uint64_t *)frame = l->value;
+	l->present = false;
+	return 0;
+}
+
+static int fake_drop(uintptr_t page, size_t len)
+{
+	for (; len; page += PAGE_SIZE, len -= PAGE_SIZE)
+		at(page)->present = false;
+	return 0;
+}
+
+static int fake_fail(uintptr_t page)
+{
+	failed[(page - m->base) / PAGE_SIZE] = true;
+	return 0;
+}
+
+static bool fake_present(uintptr_t page)
+{
+	return at(page)->present;
+}
+
+static void fake_frame_done(void *frame)
+{
+	*(uint64_t *)frame = 0xdead; /* whoever looks at it again will notice */
+}
+
+static const struct os_ops fake = {
+	.now = fake_now, .copy = fake_copy, .unprotect = fake_unprotect, .protect = fake_unprotect, .wake = fake_wake,
+	.take = fake_take, .drop = fake_drop, .fail = fake_fail, .present = fake_present, .frame_done = fake_frame_done,
+};
+
+/* ---- the memserver and its lanes ---- */
+
+static void queue_discards(void)
+{
+	struct server *s = &pool->server[0];
+
+	for (uint32_t i = 0; i < s->ndiscard; i++)
+		for (uint32_t k = 0; k < s->discard[i].npages; k++)
+			lane[nlane++] = (struct lane_op){ .discard = true,
+							  .page = s->discard[i].page + k - (m->base >> PAGE_SHIFT) };
+	s->ndiscard = 0;
+}
+
+static void do_lane(int status)
+{
+	struct lane_op op = lane[0];
+
+	memmove(lane, lane + 1, --nlane * sizeof(lane[0]));
+	if (op.discard) {
+		remote[op.page].held = false;
+		return;
+	}
+	void *frame = frame_memory(&pool->victim, op.frame);
+	if (!status) {
+		remote[op.page].held = true;
+		remote[op.page].value = *(uint64_t *)frame;
+	}
+	page_finish_leaving(m, op.page, op.frame, status);
+	os->frame_done(frame);
+	frame_release(&pool->victim, op.frame);
+}
+
+static void do_fetch(void)
+{
+	uint32_t frame = fetching[0];
+	uint64_t page = pool->fetch.frame[frame].page;
+
+	memmove(fetching, fetching + 1, --nfetching * sizeof(fetching[0]));
+	if (m->page[page].state == PAGE_FETCHING && m->page[page].slot == frame)
+		assert_true(remote[page].held); /* never asks for what is not there */
+	memset(frame_memory(&pool->fetch, frame), 0, PAGE_SIZE);
+	*(uint64_t *)frame_memory(&pool->fetch, frame) = remote[page].value;
+	page_finish_fetch(m, page, frame, 0);
+	frame_release(&pool->fetch, frame);
+}
+
+static bool leave(uint64_t page, bool stay)
+{
+	queue_discards();
+	uint32_t frame = frame_take(&pool->victim);
+	if (frame == SLOT_NONE)
+		return false;
+	if (page_start_leaving(m, page, frame)) {
+		frame_release(&pool->victim, frame);
+		return false;
+	}
+	if (!stay && !*(uint64_t *)frame_memory(&pool->victim, frame)) {
+		page_leave_zero(m, page);
+		frame_release(&pool->victim, frame);
+		return true;
+	}
+	lane[nlane++] = (struct lane_op){ .page = page, .frame = frame };
+	if (stay)
+		page_stay(m, page);
+	return true;
+}
+
+static void evict_one(void)
+{
+	struct mapping *who;
+	uint32_t steps = pool->nslots;
+	uint64_t page;
+
+	if (!resident_victim(pool, &pool->slot_hand, &steps, &who, &page))
+		return;
+	assert_ptr_equal(who, m);
+	if (m->page[page].state == PAGE_CLEAN)
+		assert_int_equal(page_drop_clean(m, page), 0);
+	else
+		leave(page, false);
+}
+
+/* ---- the program ---- */
+
+/* One attempt to have a page present, and writable if need be, as the fault thread would. */
+static void fault(uint64_t page, bool write)
+{
+	struct page *p = &m->page[page];
+	uint32_t frame;
+
+	switch (p->state) {
+	case PAGE_ZERO:
+		if (!write || !pool_promise(m, page))
+			page_install_zero(m, page, write);
+		break;
+	case PAGE_REMOTE:
+		frame = nfetching < 32 ? frame_take(&pool->fetch) : SLOT_NONE;
+		if (frame == SLOT_NONE)
+			break;
+		if (page_start_fetch(m, page, frame, write ? PF_WANT_WRITE : 0))
+			frame_release(&pool->fetch, frame);
+		else
+			fetching[nfetching++] = frame;
+		break;
+	case PAGE_FETCHING:
+		p->flags |= write ? PF_WANT_WRITE : 0;
+		break;
+	case PAGE_LEAVING:
+		page_rescue(m, page);
+		break;
+	case PAGE_CLEAN:
+	case PAGE_DIRTY:
+		assert_int_equal(page_allow_write(m, page), 0);
+		break;
+	default:
+		fail_msg("state %u", p->state);
+	}
+}
+
+static void access_page(uint64_t page, bool write, uint64_t value)
+{
+	for (int tries = 0; !kernel[page].present || (write && kernel[page].protected); tries++) {
+		assert_true(tries < 1000); /* progress whatever else is under way */
+		fault(page, write);
+		if (nfetching)
+			do_fetch();
+		if (pool->resident >= pool->budget)
+			evict_one();
+		queue_discards();
+		if (nlane && rand() % 2)
+			do_lane(0);
+	}
+	if (write)
+		kernel[page].value = model[page] = value;
+	assert_int_equal(kernel[page].value, model[page]);
+}
+
+static void discard(uint64_t page)
+{
+	os->drop(page_addr(m, page), PAGE_SIZE);
+	page_discard(m, page, false);
+	model[page] = 0;
+}
+
+static void step(bool failures)
+{
+	uint64_t page = (uint64_t)rand() % PAGES;
+
+	switch (rand() % 8) {
+	case 0:
+	case 1:
+		access_page(page, true, rand() % 4 ? (uint64_t)rand() : 0);
+		break;
+	case 2:
+	case 3:
+		access_page(page, false, 0);
+		break;
+	case 4:
+		evict_one();
+		break;
+	case 5:
+		queue_discards();
+		if (nlane)
+			do_lane(failures && rand() % 4 == 0 ? -EIO : 0);
+		break;
+	case 6:
+		discard(page);
+		break;
+	default:
+		if (m->page[page].state == PAGE_DIRTY && !(m->page[page].flags & PF_WRITING))
+			leave(page, true);
+		refuse_take = rand() % 8 == 0;
+	}
+	assert_true(pool->resident <= pool->budget + pool->victim.count);
+	for (uint64_t i = 0; i < PAGES; i++)
+		assert_true(page_sanity(m, i));
+}
+
+static int set_up(void **state)
+{
+	(void)state;
+	os = &fake;
+	pager.mapping = calloc(4, sizeof(*pager.mapping));
+	pager.stat = calloc(1, sizeof(*pager.stat));
+	for (unsigned i = 0; i <= LANES; i++)
+		pager.efd[i] = -1;
+	pool = calloc(1, sizeof(*pool));
+	pool->budget = BUDGET;
+	pool->nservers = 1;
+	pool->server[0].pool = pool;
+	pool->server[0].state = SERVER_UP;
+	pool->server[0].capacity = pool->server[0].credit = 4 * PAGES + EXTENT_PAGES;
+	pool->server[0].stat = &pager.stat->server[0];
+	pool->server[0].discard = calloc(PAGES, 16 * sizeof(struct coal_wire_run));
+	m = &pager.mapping[1];
+	*m = (struct mapping){ .id = 1, .pool = pool, .base = 1u << 30, .npages = PAGES, .live = PAGES };
+	m->page = calloc(PAGES, sizeof(*m->page));
+	m->extent = calloc(1, 1);
+	memset(kernel, 0, sizeof(kernel));
+	memset(remote, 0, sizeof(remote));
+	memset(model, 0, sizeof(model));
+	nlane = nfetching = refuse_take = 0;
+	return resident_init(pool);
+}
+
+static int tear_down(void **state)
+{
+	(void)state;
+	resident_free(pool);
+	free(pool->server[0].discard);
+	free(m->page);
+	free(m->extent);
+	free(pool);
+	free(pager.stat);
+	free(pager.mapping);
+	return 0;
+}
+
+static void drain(void)
+{
+	while (nfetching)
+		do_fetch();
+	for (queue_discards(); nlane; queue_discards())
+		do_lane(0);
+	assert_int_equal(m->inflight, 0);
+	assert_int_equal(pool->victim.nfree, pool->victim.count);
+	assert_int_equal(pool->fetch.nfree, pool->fetch.count);
+}
+
+static void loads_see_the_last_store(void **state)
+{
+	(void)state;
+	srand(1);
+	for (int i = 0; i < STEPS; i++)
+		step(false);
+	drain();
+	assert_true(pool->resident <= pool->budget);
+}
+
+static void writes_that_fail_lose_nothing(void **state)
+{
+	(void)state;
+	srand(2);
+	for (int i = 0; i < STEPS; i++)
+		step(true);
+	drain();
+	for (uint64_t i = 0; i < PAGES; i++)
+		assert_false(failed[i]);
+}
+
+static void what_is_discarded_leaves_the_memserver(void **state)
+{
+	(void)state;
+	srand(3);
+	for (int i = 0; i < STEPS / 10; i++)
+		step(false);
+	for (uint64_t i = 0; i < PAGES; i++)
+		discard(i);
+	drain();
+	for (uint64_t i = 0; i < PAGES; i++)
+		assert_false(remote[i].held);
+	assert_int_equal(pool->resident, 0);
+	assert_int_equal(pager.stat->remote_bytes, 0);
+}
+
+static void a_page_that_is_wanted_again_does_not_use_the_network(void **state)
+{
+	(void)state;
+	access_page(0, true, 7);
+	assert_true(leave(0, false));
+	assert_int_equal(m->page[0].state, PAGE_LEAVING);
+	fault(0, false);
+	assert_int_equal(m->page[0].state, PAGE_DIRTY);
+	assert_int_equal(kernel[0].value, 7);
+	assert_int_equal(nfetching, 0);
+	drain();
+}
+
+static void a_page_of_zeros_is_not_written(void **state)
+{
+	(void)state;
+	access_page(0, true, 0);
+	assert_true(leave(0, false));
+	assert_int_equal(m->page[0].state, PAGE_ZERO);
+	assert_int_equal(nlane, 0);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(loads_see_the_last_store, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(writes_that_fail_lose_nothing, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(what_is_discarded_leaves_the_memserver, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(a_page_that_is_wanted_again_does_not_use_the_network, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(a_page_of_zeros_is_not_written, set_up, tear_down),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
