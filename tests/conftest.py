@@ -5,8 +5,10 @@ import itertools
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,11 @@ import harness  # noqa: E402
 CMOCKA_TEST = re.compile(r"cmocka_unit_test(?:_setup|_teardown|_setup_teardown|_prestate\w*)?\s*\(\s*(\w+)")
 TAP_LINE = re.compile(r"^(ok|not ok) \d+ (- |# SKIP )(\w+)", re.M)
 CMOCKA_SECONDS = 110
+
+
+def pytest_configure(config):
+    # Who ends the tests with SIGTERM (timeout, a gate) must find nothing left of them: let fixtures finish, as for Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 # One item per cmocka test -------------------------------------------------------------------------------------------
@@ -115,15 +122,15 @@ def reaper():
 
 
 @pytest.fixture
-def memserver(reaper, tmp_path):
+def memserver(reaper):
     """memserver(listen=…, capacity=…, …) starts a memserver and returns it once it listens; see harness.Memserver."""
     numbers = itertools.count()
+    with tempfile.TemporaryDirectory(prefix="coal-") as short:  # pytest's own folders are too long for names of sockets
 
-    def start(listen=None, **options):
-        harness.need_build("memserver")
-        listen = listen or f"unix:{tmp_path}/memserver{next(numbers)}.sock"
-        return harness.Memserver(reaper, listen, **options)
-    return start
+        def start(listen=None, **options):
+            harness.need_build("memserver")
+            return harness.Memserver(reaper, listen or f"unix:{short}/{next(numbers)}", **options)
+        yield start
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import signal
 import socket
 import struct
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -199,11 +200,11 @@ class Memserver:
             elif value is not None:
                 argv += ["--" + name.replace("_", "-"), value]
         self.key = key
-        self.process = reaper.popen(argv, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                    stderr=subprocess.PIPE)
+        self.errors = tempfile.TemporaryFile()
+        self.process = reaper.popen(argv, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.errors)
         line = self._line()
         found = re.fullmatch(r"memserver: listening on (\S+)\n", line)
-        assert found, f"instead of the listening line: {line!r} {text(self._rest())}"
+        assert found, f"instead of the listening line: {line!r} {self.stderr()}"
         self.address = found.group(1)
         self.pid = self.process.pid
 
@@ -211,9 +212,9 @@ class Memserver:
         ready, _, _ = select.select([self.process.stdout], [], [], 20)
         return text(self.process.stdout.readline()) if ready else "nothing in 20 s"
 
-    def _rest(self):
-        self.process.kill()
-        return self.process.stderr.read()
+    def stderr(self):
+        self.errors.seek(0)
+        return text(self.errors.read())
 
     def kill(self):
         self.process.kill()

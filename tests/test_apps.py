@@ -74,7 +74,7 @@ def test_python_with_threads_and_children(coal, allocator, options):
     argv = [PYTHON, ROOT / "tests" / "apps" / "python_work.py"]
     want = subprocess.run(argv, env=environment(**env), capture_output=True, check=True, timeout=APP_SECONDS).stdout
     assert len(want.splitlines()) == 10
-    done = coal(argv, env=env, local="24M", timeout=APP_SECONDS, **options).must_succeed()
+    done = coal(argv, env=env, local="12M", timeout=APP_SECONDS, **options).must_succeed()
     assert done.out == want
 
 
@@ -93,12 +93,12 @@ def compressible(size):
 
 def test_xz_round_trip_with_two_threads(coal, tmp_path):
     plain, packed = tmp_path / "plain", tmp_path / "plain.xz"
-    plain.write_bytes(compressible(12 << 20))
-    done = coal(["xz", "-T2", "-4", "--block-size=4MiB", "-c", plain], local="16M", timeout=APP_SECONDS).must_succeed()
+    plain.write_bytes(compressible(6 << 20))
+    done = coal(["xz", "-T2", "-1", "--block-size=2MiB", "-c", plain], local="12M", timeout=APP_SECONDS).must_succeed()
     packed.write_bytes(done.out)
     assert packed.stat().st_size < plain.stat().st_size
     assert plainly(["xz", "-dc", packed]) == plain.read_bytes()
-    back = coal(["xz", "-T2", "-dc", packed], local="4M", timeout=APP_SECONDS).must_succeed()
+    back = coal(["xz", "-T2", "-dc", packed], local="3M", timeout=APP_SECONDS).must_succeed()
     assert back.out == plain.read_bytes()
 
 
@@ -111,7 +111,7 @@ def git(repository, *argv, **options):
 def make_repository(at):
     plainly(["git", "init", "-q", at])
     stream = []
-    for n in range(120):
+    for n in range(70):
         stream.append(f"commit refs/heads/main\nmark :{n + 1}\ncommitter T <t@example.org> {1700000000 + n} +0000\ndata 8\nnumber {n % 10}\n")
         for f in range(6):
             name = (n * 6 + f) % 150
@@ -158,7 +158,7 @@ def test_git_pack_objects_packs_every_object(coal, tmp_path):
 
 def test_cxx_exceptions_containers_and_threads(coal):
     want = plainly([APPS / "cxx"])
-    done = coal([APPS / "cxx"], local="6M").must_succeed()
+    done = coal([APPS / "cxx"], local="8M").must_succeed()
     assert done.out == want
 
 

@@ -53,7 +53,7 @@ uint64_t work(unsigned number)
 	std::map<std::string, std::unique_ptr<record>> by_name;
 	std::unordered_map<uint64_t, record *> by_key;
 	uint64_t digest = 0;
-	for (uint64_t i = 0; i < 20000; i++) {
+	for (uint64_t i = 0; i < 8000; i++) {
 		uint64_t key = mix(i * 4 + number);
 		auto r = std::make_unique<record>();
 		if (reinterpret_cast<uintptr_t>(r.get()) % alignof(record))
@@ -95,7 +95,7 @@ int main()
 		threads.emplace_back([i, &digests] { digests[i] = work(i); });
 	for (auto &t : threads)
 		t.join();
-	std::vector<uint64_t> numbers(2'000'000);
+	std::vector<uint64_t> numbers(1'000'000);
 	for (size_t i = 0; i < numbers.size(); i++)
 		numbers[i] = mix(i);
 	std::sort(numbers.begin(), numbers.end());

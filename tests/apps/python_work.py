@@ -21,12 +21,12 @@ def containers(seed, count):
 
 
 def main():
-    inherited = {i: f"value {i} " * 4 for i in range(200_000)}
+    inherited = {i: f"value {i} " * 4 for i in range(60_000)}
 
-    print("containers", containers(1, 120_000))
+    print("containers", containers(1, 40_000))
 
     results = {}
-    threads = [threading.Thread(target=lambda n=n: results.__setitem__(n, containers(n, 25_000))) for n in range(10, 14)]
+    threads = [threading.Thread(target=lambda n=n: results.__setitem__(n, containers(n, 8_000))) for n in range(10, 14)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -39,7 +39,7 @@ def main():
         for key in sorted(inherited):
             digest.update(inherited[key].encode())
             inherited[key] = "overwritten"
-        queue.put((number, digest.hexdigest(), containers(number, 10_000)))
+        queue.put((number, digest.hexdigest(), containers(number, 4_000)))
 
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
@@ -59,7 +59,7 @@ def main():
     if any(inherited[i] != f"value {i} " * 4 for i in inherited):
         sys.exit("the parent sees what a child wrote")
 
-    code = "import sys; d = {i: str(i) * 9 for i in range(100000)}; print(sum(len(v) for v in d.values()), sys.stdin.read())"
+    code = "import sys; d = {i: str(i) * 9 for i in range(50000)}; print(sum(len(v) for v in d.values()), sys.stdin.read())"
     print("subprocess", subprocess.run([sys.executable, "-c", code], input="from the parent", capture_output=True, text=True,
                                        check=True).stdout.strip())
 
