@@ -245,12 +245,14 @@ struct turnstile {
 	char fill[4096];
 };
 
-static struct turnstile *turnstiles[64];
+#define TURNSTILES 2048 /* twice the budget of the test */
+
+static struct turnstile *turnstiles[TURNSTILES];
 
 static void *take_turns(void *odd)
 {
 	for (unsigned i = 0; i < 20000; i++) {
-		struct turnstile *t = turnstiles[i % 64];
+		struct turnstile *t = turnstiles[i % TURNSTILES];
 		must(!pthread_mutex_lock(&t->lock));
 		while (t->turn % 2 != (odd != NULL))
 			must(!pthread_cond_wait(&t->moved, &t->lock));
@@ -265,9 +267,9 @@ static void mutexes(char **argv)
 {
 	(void)argv;
 	pthread_t thread;
-	struct turnstile *all = must_alloc(64 * sizeof(*all));
-	memset(all, 0, 64 * sizeof(*all));
-	for (int i = 0; i < 64; i++) {
+	struct turnstile *all = must_alloc(TURNSTILES * sizeof(*all));
+	memset(all, 0, TURNSTILES * sizeof(*all));
+	for (int i = 0; i < TURNSTILES; i++) {
 		turnstiles[i] = &all[i];
 		must(!pthread_mutex_init(&turnstiles[i]->lock, NULL) && !pthread_cond_init(&turnstiles[i]->moved, NULL));
 	}
@@ -276,7 +278,7 @@ static void mutexes(char **argv)
 	take_turns(NULL);
 	must(!pthread_join(thread, NULL));
 	unsigned turns = 0;
-	for (int i = 0; i < 64; i++)
+	for (int i = 0; i < TURNSTILES; i++)
 		turns += turnstiles[i]->turn;
 	must(turns == 40000);
 }
