@@ -20,6 +20,7 @@
 #define SPIN_NS 50000u
 #define EARN_NS 200000u /* a request after so short a sleep is one of a series, slow only because we slept */
 #define SPINS_MAX 8u
+#define LOOKS 4 /* before the processor is offered to others */
 
 uint64_t ms_now(void)
 {
@@ -195,10 +196,12 @@ static int wait_for(struct ms_loop *loop, struct epoll_event *events, int timeou
 		return epoll_wait(loop->epoll, events, EVENTS, 0);
 	if (loop->spins) {
 		do {
-			n = epoll_wait(loop->epoll, events, EVENTS, 0);
-			if (n) {
-				loop->spins = SPINS_MAX;
-				return n;
+			for (int look = 0; look < LOOKS; look++) {
+				n = epoll_wait(loop->epoll, events, EVENTS, 0);
+				if (n) {
+					loop->spins = SPINS_MAX;
+					return n;
+				}
 			}
 			sched_yield();
 		} while (now_ns() - start < SPIN_NS);

@@ -19,6 +19,7 @@
 
 #define BATCH 16
 #define DEFERRED_MAX 1024
+#define LOOKS 8 /* at the wire, between two looks at anything else */
 #define SPIN_NS 50000u /* polling for a reply: a good round trip is far below, a bad one far above */
 
 struct fault {
@@ -233,11 +234,9 @@ static int serve(const struct fault *fault, bool last)
 		give_up(m, page, err);
 	if (err == -EAGAIN)
 		pool->slot_waiters = true;
-	/* While the wire works there is time to make room; only what this can't do is left to the evict thread. */
-	bool low = pool->budget - pool->resident < evict_low(pool);
-	low = (low && !evict_make_room(pool)) || pool->slot_waiters;
+	bool waiters = pool->slot_waiters;
 	pthread_mutex_unlock(&pool->lock);
-	if (low)
+	if (waiters)
 		evict_kick(pool);
 	if (err == -EAGAIN && !last)
 		return err;
@@ -298,29 +297,67 @@ static int read_faults(void)
 	return count;
 }
 
+/* While the wire works there is time to make room; only what this can't do is left to the evict thread. */
+static void make_room(void)
+{
+	for (unsigned i = 0; i < MAX_POOLS; i++) {
+		struct pool *pool = pager.pool[i];
+		if (!pool || pool->budget - pool->resident >= evict_low(pool))
+			continue;
+		pthread_mutex_lock(&pool->lock);
+		bool made = evict_make_room(pool);
+		pthread_mutex_unlock(&pool->lock);
+		if (!made)
+			evict_kick(pool);
+	}
+}
+
 void fault_reset_in_child(void)
 {
 	ndeferred = 0;
 }
 
+static bool take_faults(void)
+{
+	if (!read_faults())
+		return false;
+	pager_progress(LANE_FAULT); /* sends what they ask for */
+	make_room();
+	return true;
+}
+
+/* Poll for replies for as long as they come soon. */
+static void watch_wire(uint64_t spin)
+{
+	uint64_t since = os->now();
+
+	while (pager_pending(LANE_FAULT) && os->now() - since < spin) {
+		for (int i = 0; i < LOOKS; i++) {
+			if (!pager_progress(LANE_FAULT))
+				continue;
+			if (!pager_pending(LANE_FAULT))
+				return;
+			since = os->now();
+		}
+		sched_yield(); /* the memserver may need this very processor */
+		if (take_faults())
+			since = os->now();
+	}
+}
+
 void *fault_main(void *arg)
 {
-	uint64_t spin = get_nprocs() > 1 ? SPIN_NS : 0, since = 0;
+	uint64_t spin = get_nprocs() > 1 ? SPIN_NS : 0;
 
 	(void)arg;
 	in_pager = 1;
 	place_reset();
 	for (;;) {
 		pager_turn(LANE_FAULT);
-		int n = read_faults();
-		if (pager_progress(LANE_FAULT) || n)
-			since = os->now();
-		uint64_t until = ndeferred ? retry_deferred() : UINT64_MAX;
-		if (spin && pager_pending(LANE_FAULT) && os->now() - since < spin) {
-			sched_yield(); /* the memserver may need this very processor */
-			continue;
-		}
-		pager_wait(LANE_FAULT, os_uffd(), until);
+		take_faults();
+		pager_progress(LANE_FAULT);
+		watch_wire(spin);
+		pager_wait(LANE_FAULT, os_uffd(), ndeferred ? retry_deferred() : UINT64_MAX);
 	}
 	return NULL;
 }
