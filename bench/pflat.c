@@ -44,7 +44,7 @@ static const struct argp_option options_known[] = {
 
 static uint64_t number(struct argp_state *state, const char *arg, const char *option, uint64_t low, uint64_t high)
 {
-	uint64_t value;
+	uint64_t value = 0;
 
 	if (coal_parse_size(arg, &value) || value < low || value > high)
 		argp_failure(state, EXIT_USAGE, 0, "%s is no %s: give a number from %llu to %llu", arg, option,

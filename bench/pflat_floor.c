@@ -255,7 +255,8 @@ static int ask_pages(int fd, struct series *s, uint64_t n, int flags)
 
 static int floor_rtt(struct series *s, uint64_t n, bool tcp, int server_cpu, int client_flags, int server_flags)
 {
-	int pair[2], err = tcp ? tcp_pair(pair) : socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) ? -errno : 0;
+	int pair[2] = { -1, -1 };
+	int err = tcp ? tcp_pair(pair) : socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) ? -errno : 0;
 	pid_t pid;
 
 	if (err)

@@ -171,7 +171,7 @@ static int by_number(const void *a, const void *b)
 static uint64_t count_absent(const struct call *call)
 {
 	const struct coal_wire_run *runs = (const void *)call->payload;
-	uint64_t absent[COAL_WIRE_MAX_PAGES];
+	uint64_t absent[COAL_WIRE_MAX_PAGES] = { 0 };
 	uint32_t n = 0, unique = 0;
 
 	for (uint32_t i = 0; i < call->reply.count; i++)

@@ -51,14 +51,16 @@ void evict_kick(struct pool *pool)
 
 void evict_discard(struct server *server, uint64_t region_page, uint64_t n)
 {
-	struct coal_wire_run *last = server->ndiscard ? &server->discard[server->ndiscard - 1] : NULL;
+	struct coal_wire_run *next = server->discard + server->ndiscard;
 
 	if (server->state == SERVER_LOST)
 		return;
-	if (last && last->page + last->npages == region_page && last->npages + n < UINT32_MAX)
-		last->npages += (uint32_t)n;
-	else if (server->ndiscard < DISCARD_MAX)
-		server->discard[server->ndiscard++] = (struct coal_wire_run){ .page = region_page, .npages = (uint32_t)n };
+	if (server->ndiscard && next[-1].page + next[-1].npages == region_page && next[-1].npages + n < UINT32_MAX) {
+		next[-1].npages += (uint32_t)n;
+	} else if (server->ndiscard < DISCARD_MAX) {
+		*next = (struct coal_wire_run){ .page = region_page, .npages = (uint32_t)n };
+		server->ndiscard++;
+	}
 }
 
 /* Only as far as the next modified page, which the evict thread has to write: if they were passed over, the pages that came
@@ -69,7 +71,7 @@ bool evict_make_room(struct pool *pool)
 	struct mapping *m;
 	uint64_t page;
 
-	while (dropped < 4 && resident_victim(pool, &steps, &m, &page)) {
+	while (dropped < 2 && resident_victim(pool, &steps, &m, &page)) {
 		if (m->page[page].state == PAGE_DIRTY) {
 			resident_put_back(pool);
 			break;

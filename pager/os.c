@@ -82,7 +82,7 @@ static int handshake(uint64_t want, uint64_t *offered)
 
 int os_open_uffd(void)
 {
-	uint64_t offered;
+	uint64_t offered = 0;
 	int fd = handshake(0, &offered);
 
 	if (fd < 0)

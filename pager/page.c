@@ -284,10 +284,10 @@ void page_discard(struct mapping *m, uint64_t page, bool hole)
 		slot_release(pool, p->slot);
 	if (p->flags & (PF_STORED | PF_WRITING)) {
 		struct server *server = page_server(m, page);
-		if (server)
-			evict_discard(server, (m->base >> PAGE_SHIFT) + page, 1);
 		pool_count(pool, discarded, 1);
 		stat_add(discarded, 1);
+		if (server) /* else it was discarded before, and its extent released */
+			evict_discard(server, (m->base >> PAGE_SHIFT) + page, 1);
 	}
 	if (p->flags & PF_STORED)
 		stat_add(remote_bytes, -(uint64_t)PAGE_SIZE);
