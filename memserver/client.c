@@ -73,13 +73,12 @@ struct ms_client *ms_client_find(struct ms_server *server, const uint8_t token[C
 
 static void start_lease(struct ms_server *server, struct ms_client *client, uint64_t now)
 {
-	struct ms_client *earlier;
+	struct ms_client *earlier = TAILQ_LAST(&server->clients.leases, ms_lease_list);
 
 	client->leased = true;
 	client->lease_end = now + client->lease_ms;
-	TAILQ_FOREACH_REVERSE(earlier, &server->clients.leases, ms_lease_list, lease)
-	if (earlier->lease_end <= client->lease_end)
-		break;
+	while (earlier && earlier->lease_end > client->lease_end)
+		earlier = TAILQ_PREV(earlier, ms_lease_list, lease);
 	if (earlier)
 		TAILQ_INSERT_AFTER(&server->clients.leases, earlier, client, lease);
 	else
