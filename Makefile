@@ -94,7 +94,7 @@ $(B)/tests/api/%: $(B)/obj/tests/api/%.o $(B)/libcoal.so
 	$(Q)$(CC) $(ALL_LDFLAGS) -Wl,-rpath,'$$ORIGIN/../..' -o $@ $(filter %.o,$^) -L$(B) -lcoal -lcmocka
 
 .PHONY: bench bench-quick
-bench: $(B)/pflat $(B)/memserver  ## measure page faults: build/bench/results.json and latency-cdf.svg (3 to 10 minutes)
+bench: $(B)/pflat $(B)/memserver  ## measure page faults: build/bench/results.json and latency-cdf.svg (about 4 minutes)
 	bench/run --build $(B)
 
 bench-quick: $(B)/pflat $(B)/memserver  ## the same in less than a minute, coarser
