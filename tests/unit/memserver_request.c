@@ -381,8 +381,6 @@ static void fenced_session_applies_nothing(void **state)
 	assert_int_equal(rig->server.space.store.promised, 0);
 }
 
-#define rigged(test) cmocka_unit_test_setup_teardown(test, make_rig, free_rig)
-
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -390,13 +388,13 @@ int main(void)
 		cmocka_unit_test(bad_headers_are_told_apart),
 		cmocka_unit_test(nothing_passes_before_the_proof),
 		cmocka_unit_test(vectors_stay_in_their_bounds),
-		rigged(requests_may_come_byte_by_byte),
-		rigged(write_beyond_the_promise_changes_nothing),
-		rigged(page_named_twice_counts_once),
-		rigged(reading_stops_while_replies_wait),
-		rigged(reading_stops_while_a_request_waits_for_room),
-		rigged(request_without_memory_for_it_is_refused_and_skipped),
-		rigged(fenced_session_applies_nothing),
+		cmocka_unit_test_setup_teardown(requests_may_come_byte_by_byte, make_rig, free_rig),
+		cmocka_unit_test_setup_teardown(write_beyond_the_promise_changes_nothing, make_rig, free_rig),
+		cmocka_unit_test_setup_teardown(page_named_twice_counts_once, make_rig, free_rig),
+		cmocka_unit_test_setup_teardown(reading_stops_while_replies_wait, make_rig, free_rig),
+		cmocka_unit_test_setup_teardown(reading_stops_while_a_request_waits_for_room, make_rig, free_rig),
+		cmocka_unit_test_setup_teardown(request_without_memory_for_it_is_refused_and_skipped, make_rig, free_rig),
+		cmocka_unit_test_setup_teardown(fenced_session_applies_nothing, make_rig, free_rig),
 	};
 
 	return cmocka_run_group_tests_name("memserver_request", tests, NULL, NULL);
