@@ -2,6 +2,7 @@
 # Coalesce. `make help` lists the targets; V=1 shows whole commands.
 .DELETE_ON_ERROR:
 .SUFFIXES:
+.SECONDARY:
 MAKEFLAGS += --no-builtin-rules
 
 VERSION  := 0.1.0
@@ -129,7 +130,7 @@ check-asan: deps  ## the tests that can, with address and undefined sanitizers
 # Without address randomisation: the runtime of gcc 12 finds no place for its shadow where the kernel uses 32 bits of it.
 check-tsan: deps  ## the tests that can, with the thread sanitizer
 	@$(MAKE) -j$(shell nproc) --no-print-directory B=$(B)/tsan SAN='$(SAN_THREAD)' $(B)/tsan/memserver tests
-	@COAL_BUILD=$(B)/tsan COAL_SANITIZED=1 setarch -R $(PYTHON) -m pytest -q </dev/null
+	@TSAN_OPTIONS='suppressions=$(CURDIR)/tests/tsan.supp log_path=$(B)/tsan/report' COAL_BUILD=$(B)/tsan COAL_SANITIZED=1 setarch -R $(PYTHON) -m pytest -q </dev/null
 
 demo: deps  ## redis-server with three quarters of its data on another memory
 	@$(MAKE) -j$(shell nproc) --no-print-directory all

@@ -154,13 +154,17 @@ API int coal_pool_stats(const coal_pool *handle, struct coal_stats *stats, size_
 	if (!pool || !stats || size > sizeof(*stats))
 		return -EINVAL;
 	/* Single words, each current: a snapshot of all at once would need the pager's lock. */
-	struct coal_stats s = pool->stats;
+	struct coal_stats s;
+	const uint64_t *from = (const uint64_t *)&pool->stats;
+	uint64_t *to = (uint64_t *)&s;
+	for (size_t i = 0; i < sizeof(s) / sizeof(*to); i++)
+		to[i] = count_load(from[i]);
 	s.budget_bytes = pool->budget * PAGE_SIZE;
-	s.resident_bytes = (uint64_t)pool->resident * PAGE_SIZE;
-	s.mapped_bytes = pool->mapped_pages * PAGE_SIZE;
+	s.resident_bytes = (uint64_t)count_load(pool->resident) * PAGE_SIZE;
+	s.mapped_bytes = count_load(pool->mapped_pages) * PAGE_SIZE;
 	s.promised_bytes = 0;
 	for (unsigned i = 0; i < pool->nservers; i++)
-		s.promised_bytes += pool->server[i].assigned * PAGE_SIZE;
+		s.promised_bytes += count_load(pool->server[i].assigned) * PAGE_SIZE;
 	memcpy(stats, &s, size);
 	return 0;
 }

@@ -132,10 +132,12 @@ static bool serve_requests(void)
 	for (unsigned i = 0; i < REQUESTS; i++) {
 		struct request *r = &requests[i];
 		uint32_t queued = QUEUED;
+		if (r->state != QUEUED)
+			continue;
 		/* While a fork is made all locks are held. */
 		if (pager.frozen && r->op != REQ_FORK_THAW)
 			continue;
-		if (r->state != QUEUED || !atomic_compare_exchange_strong(&r->state, &queued, RUNNING))
+		if (!atomic_compare_exchange_strong(&r->state, &queued, RUNNING))
 			continue;
 		any = true;
 		r->status = execute(r);

@@ -31,7 +31,8 @@ static bool held;    /* it met a page that the kernel holds */
 static struct {
 	_Atomic int state; /* 0 idle, 1 under way, 2 done */
 	struct mapping *m;
-	uint64_t page, end;
+	_Atomic uint64_t page;
+	uint64_t end;
 	unsigned inflight;
 	int status;
 } flush;

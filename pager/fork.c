@@ -260,6 +260,7 @@ static void forget_connections(struct server *server, void *ctx)
 		struct lane *lane = &server->lane[i];
 		*lane = (struct lane){ .server = server, .index = i, .lazy_until = os->now() + LAZY_NS };
 	}
+	pthread_mutex_init(&server->why_lock, NULL);
 	server->discards_under_way = 0;
 	server->wanted = 0;
 	if (!memcmp(server->ticket, none, sizeof(none)))

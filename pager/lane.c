@@ -84,6 +84,13 @@ static void fail_all(struct lane *lane, bool all, int status)
 	}
 }
 
+static void set_why(struct server *server, const char *why)
+{
+	pthread_mutex_lock(&server->why_lock);
+	snprintf(server->why, sizeof(server->why), "%s", why);
+	pthread_mutex_unlock(&server->why_lock);
+}
+
 /* UP -> RECONNECTING; false if it was not up. Its clock runs from here. */
 static bool server_unreachable(struct server *server)
 {
@@ -94,7 +101,7 @@ static bool server_unreachable(struct server *server)
 	server->since = os->now(); /* before the state, by which others know that it counts */
 	if (!atomic_compare_exchange_strong(&server->state, &up, SERVER_RECONNECTING))
 		return false;
-	server->stat->state = SERVER_RECONNECTING;
+	count_store(server->stat->state, SERVER_RECONNECTING);
 	return true;
 }
 
@@ -108,7 +115,7 @@ void lane_reset(struct lane *lane, const char *why)
 	lane->conn = NULL;
 	lane->next_try = os->now() + lane->backoff;
 	if (server_unreachable(server)) {
-		snprintf(server->why, sizeof(server->why), "%s", why);
+		set_why(server, why);
 		log_info("memserver %s: connection lost (%s), connecting again", server->endpoint.name, why);
 	}
 	lane->wanted = true;
@@ -195,9 +202,9 @@ bool lane_progress(struct lane *lane)
 /* The memserver no longer has our pages. */
 void server_lost(struct server *server, const char *why)
 {
-	snprintf(server->why, sizeof(server->why), "%s", why);
+	set_why(server, why);
 	server->state = SERVER_LOST;
-	server->stat->state = SERVER_LOST;
+	count_store(server->stat->state, SERVER_LOST);
 	for (unsigned i = 0; i < LANES; i++)
 		pager_kick(i);
 }
@@ -218,10 +225,12 @@ void server_complain(struct server *server, uintptr_t page)
 {
 	if (atomic_exchange(&server->complained, true))
 		return;
+	pthread_mutex_lock(&server->why_lock);
 	log_err("memserver %s (%s) is lost: %s. The page at %#lx can't be fetched, so its access gets SIGBUS. Check that the "
 		"memserver runs and can be reached, then start the program again.",
 		server->endpoint.name, server->endpoint.address, server->why[0] ? server->why : "no answer",
 		(unsigned long)page);
+	pthread_mutex_unlock(&server->why_lock);
 }
 
 static void try_connect(struct lane *lane, uint64_t now)
@@ -240,7 +249,7 @@ static void try_connect(struct lane *lane, uint64_t now)
 			if (server->state == SERVER_RECONNECTING)
 				__atomic_fetch_add(&server->stat->reconnects, 1, __ATOMIC_RELAXED);
 			server->state = SERVER_UP;
-			server->stat->state = SERVER_UP;
+			count_store(server->stat->state, SERVER_UP);
 			server->complained = false;
 		}
 		lane->state = LANE_READY;
@@ -249,7 +258,7 @@ static void try_connect(struct lane *lane, uint64_t now)
 		server_lost(server, why);
 	} else {
 		server_unreachable(server);
-		snprintf(server->why, sizeof(server->why), "%s", why);
+		set_why(server, why);
 		grow_backoff(lane);
 		lane->next_try = os->now() + lane->backoff;
 	}

@@ -13,8 +13,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-static coal_log_fn log_fn;
-static void *log_ctx;
+static _Atomic(coal_log_fn) log_fn;
+static void *_Atomic log_ctx;
 static _Atomic int log_max = -1;
 
 static int max_level(void)
@@ -50,22 +50,23 @@ static void write_stderr(const char *line, size_t len)
 
 void log_at(enum coal_log_level level, const char *fmt, ...)
 {
+	coal_log_fn fn = log_fn;
 	int saved = errno;
 	char line[512];
 	va_list ap;
 
-	if (!log_fn && (int)level > max_level())
+	if (!fn && (int)level > max_level())
 		return;
-	int at = log_fn ? 0 : snprintf(line, sizeof(line), "coal: ");
+	int at = fn ? 0 : snprintf(line, sizeof(line), "coal: ");
 	va_start(ap, fmt);
 	int n = vsnprintf(line + at, sizeof(line) - (size_t)at - 1, fmt, ap);
 	va_end(ap);
 	size_t len = (size_t)at + (size_t)(n < 0 ? 0 : n);
 	if (len > sizeof(line) - 2)
 		len = sizeof(line) - 2;
-	if (log_fn) {
+	if (fn) {
 		line[len] = 0;
-		log_fn(log_ctx, level, line);
+		fn(log_ctx, level, line);
 	} else {
 		line[len++] = '\n';
 		write_stderr(line, len);

@@ -117,7 +117,7 @@ int mapping_create(struct pool *pool, size_t size, unsigned flags, uintptr_t *ad
 		free_tables(m);
 		return err;
 	}
-	pool->mapped_pages += npages;
+	count_store(pool->mapped_pages, pool->mapped_pages + npages);
 	stat_add(mapped_bytes, npages * PAGE_SIZE);
 	return 0;
 }
@@ -172,12 +172,12 @@ static void discard_pages(struct mapping *m, uint64_t page, uint64_t n, bool hol
 	struct pool *pool = m->pool;
 
 	for (uint64_t end = page + n; page < end;) {
+		pthread_mutex_lock(&pool->lock);
 		uint64_t next = skip_untouched(m, page, end);
 		if (hole)
 			m->live -= next - page;
 		page = next;
 		uint64_t stop = page + CHUNK < end ? page + CHUNK : end;
-		pthread_mutex_lock(&pool->lock);
 		if (page < stop)
 			os->drop(page_addr(m, page), (stop - page) * PAGE_SIZE);
 		for (; page < stop; page++)
@@ -210,6 +210,7 @@ int mapping_unmap(uintptr_t addr, size_t len)
 		struct mapping *m = p.m;
 		uintptr_t start = page_addr(m, p.page);
 		range_cut(start, at);
+		pager_synchronize(false); /* a fault that found the mapping before is served before it goes */
 		discard_pages(m, p.page, p.n, true);
 		munmap((void *)start, p.n * PAGE_SIZE);
 		os->wake(start, p.n * PAGE_SIZE);
@@ -218,7 +219,7 @@ int mapping_unmap(uintptr_t addr, size_t len)
 		else
 			release_extents(m, 0, m->npages);
 		ndead += m->live == 0;
-		m->pool->mapped_pages -= p.n;
+		count_store(m->pool->mapped_pages, m->pool->mapped_pages - p.n);
 		stat_add(mapped_bytes, -p.n * PAGE_SIZE);
 	}
 	return 0;

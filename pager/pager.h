@@ -9,7 +9,8 @@
  *	evict    moves pages out, owns LANE_WRITE: every WRITE and DISCARD goes there, so they stay in order
  *	connect  opens connections for the lanes of the others, and touches pages for evict
  *
- * The only lock is pool->lock; two pools' locks are only held together while a fork is prepared, in order of their index.
+ * The lock is pool->lock; two pools' locks are only held together while a fork is prepared, in order of their index.
+ * server->why_lock is a leaf.
  * Ranges are read without a lock (range.c).
  */
 #ifndef PAGER_H
@@ -216,11 +217,12 @@ struct server {
 	_Atomic int state;      /* enum stat_server_state */
 	_Atomic uint64_t since; /* of the state RECONNECTING */
 	_Atomic bool complained; /* the line about its loss has been written */
+	pthread_mutex_t why_lock; /* a leaf */
 	char why[160];
 	struct lane lane[LANES];
 	/* under pool->lock, in pages: promised to us = assigned to extents + credit */
 	uint64_t capacity, assigned, credit;
-	uint64_t wanted;     /* credit that somebody waits for */
+	_Atomic uint64_t wanted; /* credit that somebody waits for */
 	uint64_t full_until; /* a request for credit was refused: don't ask again before */
 	struct stat_server *stat;
 	uint8_t ticket[COAL_WIRE_TOKEN_SIZE]; /* fork.c: the child's token */
@@ -247,7 +249,7 @@ struct pool {
 	_Atomic bool evict_wanted;
 	struct coal_stats stats;
 	uint64_t mapped_pages, stored_pages;
-	bool want_credit; /* a fault waits for a promise */
+	_Atomic bool want_credit; /* a fault waits for a promise */
 };
 
 /* ---- the process ---- */
@@ -426,7 +428,10 @@ int fork_farewell(void);
 int stat_open(void);
 void stat_remove(pid_t pid); /* the page of a process that is gone */
 #define stat_add(field, n) __atomic_fetch_add(&pager.stat->field, (n), __ATOMIC_RELAXED)
-#define pool_count(pool, field, n) ((pool)->stats.field += (n))
+#define pool_count(pool, field, n) __atomic_fetch_add(&(pool)->stats.field, (n), __ATOMIC_RELAXED)
+/* Written under pool->lock, read without it by coal_pool_stats. */
+#define count_store(word, value) __atomic_store_n(&(word), (value), __ATOMIC_RELAXED)
+#define count_load(word) __atomic_load_n(&(word), __ATOMIC_RELAXED)
 
 void futex_wait(_Atomic uint32_t *word, uint32_t value, uint64_t timeout_ns);
 void futex_wake(_Atomic uint32_t *word, int n);

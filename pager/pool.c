@@ -105,6 +105,7 @@ static void server_init(struct pool *pool, struct server *s)
 
 	s->pool = pool;
 	s->fabric = &fabric_sock;
+	pthread_mutex_init(&s->why_lock, NULL);
 	s->stat = &pager.stat->server[i < STATPAGE_SERVERS ? i : STATPAGE_SERVERS - 1];
 	snprintf(s->stat->name, sizeof(s->stat->name), "%s", s->endpoint.name);
 	for (unsigned l = 0; l < LANES; l++) {
@@ -129,7 +130,7 @@ static int first_connect(struct server *s)
 	lane->state = LANE_READY;
 	s->state = SERVER_UP;
 	s->capacity = s->id.capacity_pages;
-	s->stat->state = SERVER_UP;
+	count_store(s->stat->state, SERVER_UP);
 	s->stat->capacity_bytes = s->capacity * PAGE_SIZE;
 	for (unsigned l = 0; l < LANES; l++)
 		s->lane[l].wanted = true;
@@ -224,7 +225,7 @@ int pool_close(struct pool *pool)
 		if (pool->server[i].state == SERVER_UP)
 			pool_call(&pool->server[i], &io);
 		server_lost(&pool->server[i], "its pool is closed"); /* what is under way ends */
-		pool->server[i].stat->state = SERVER_UNUSED;
+		count_store(pool->server[i].stat->state, SERVER_UNUSED);
 	}
 	pager_synchronize(false);
 	mapping_reap();
@@ -314,7 +315,7 @@ static int promise_extent(struct mapping *m, uint64_t extent)
 		return -EAGAIN;
 	}
 	s->credit -= n;
-	s->assigned += n;
+	count_store(s->assigned, s->assigned + n);
 	m->extent[extent] = (uint8_t)(s - m->pool->server + 1);
 	stat_add(promised_bytes, n * PAGE_SIZE);
 	__atomic_fetch_add(&s->stat->promised_bytes, n * PAGE_SIZE, __ATOMIC_RELAXED);
@@ -365,7 +366,8 @@ void pool_compare_promise(struct server *s)
 	s->inherited = false;
 	s->credit = s->id.promised_pages > s->assigned ? s->id.promised_pages - s->assigned : 0;
 	s->wanted = s->assigned > s->id.promised_pages ? s->assigned - s->id.promised_pages : 0;
-	s->pool->want_credit |= s->wanted > 0;
+	if (s->wanted)
+		s->pool->want_credit = true;
 	pthread_mutex_unlock(&s->pool->lock);
 	control_poke();
 }
@@ -444,7 +446,7 @@ void pool_release_extent(struct mapping *m, uint64_t extent)
 	if (!extent_promised(m, extent))
 		return;
 	struct server *s = &m->pool->server[m->extent[extent] - 1];
-	s->assigned -= n;
+	count_store(s->assigned, s->assigned - n);
 	s->credit += n;
 	s->full_until = 0;
 	m->extent[extent] = EXTENT_TOUCHED;

@@ -88,7 +88,7 @@ static void delete(size_t i)
 int range_add(uintptr_t start, uintptr_t end, uint32_t mapping)
 {
 	if (!ranges)
-		ranges = mem_map(MAX_MAPPINGS * sizeof(*ranges), MEM_META);
+		store(ranges, mem_map(MAX_MAPPINGS * sizeof(*ranges), MEM_META));
 	if (!ranges || nranges == MAX_MAPPINGS)
 		return -ENOMEM;
 	write_begin();
@@ -122,7 +122,7 @@ struct mapping *range_next(uintptr_t addr, uintptr_t end, uintptr_t *start, uint
 	struct range r;
 	uint64_t s;
 
-	if (!ranges)
+	if (!load(ranges))
 		return NULL;
 	do {
 		s = read_begin();

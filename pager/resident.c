@@ -68,7 +68,7 @@ static uint32_t slot_pop(struct pool *pool)
 
 	pager_assert(pool->free_slot && pool->slot[slot].mapping == 0);
 	pool->free_slot = (uint32_t)pool->slot[slot].page;
-	pool->resident++;
+	count_store(pool->resident, pool->resident + 1);
 	stat_add(resident_bytes, PAGE_SIZE);
 	return slot;
 }
@@ -99,7 +99,7 @@ void slot_release(struct pool *pool, uint32_t slot)
 	pool->slot[slot].mapping = 0;
 	pool->slot[slot].page = pool->free_slot;
 	pool->free_slot = slot + 1;
-	pool->resident--;
+	count_store(pool->resident, pool->resident - 1);
 	stat_add(resident_bytes, -(uint64_t)PAGE_SIZE);
 }
 

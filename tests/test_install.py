@@ -29,7 +29,7 @@ def run(argv, **options):
 
 
 def make(*argv):
-    done = run(["make", "-C", ROOT, f"B={BUILD}", *argv])
+    done = run(["make", "-C", ROOT, f"B={os.path.relpath(BUILD, ROOT)}", *argv])
     assert done.returncode == 0, done
     return done
 

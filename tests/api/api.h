@@ -34,6 +34,12 @@
 
 extern char **environ;
 
+#ifdef __SANITIZE_THREAD__
+#define not_with_thread_sanitizer(why) (print_message("skip: the thread sanitizer %s\n", why), skip())
+#else
+#define not_with_thread_sanitizer(why) ((void)0)
+#endif
+
 struct memserver {
 	pid_t pid;
 	char dir[64];

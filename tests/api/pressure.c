@@ -128,6 +128,7 @@ static int is_filled(const char *p, size_t size, uint64_t seed)
 static void a_forked_child_has_a_copy(void **state)
 {
 	struct fixture *f = *state;
+	not_with_thread_sanitizer("can't start threads in a child of fork");
 	char *p = must_map(f->pool, 8 * MIB, 0);
 	fill(p, 8 * MIB, 1);
 	pid_t pid = fork();
@@ -146,6 +147,7 @@ static void a_forked_child_has_a_copy(void **state)
 static void a_child_can_call_the_library(void **state)
 {
 	struct fixture *f = *state;
+	not_with_thread_sanitizer("can't start threads in a child of fork");
 	char *p = must_map(f->pool, 4 * MIB, 0);
 	fill(p, 4 * MIB, 1);
 	pid_t pid = fork();
@@ -166,6 +168,7 @@ static void a_child_can_call_the_library(void **state)
 static void a_child_of_bare_fork_has_no_mappings(void **state)
 {
 	struct fixture *f = *state;
+	not_with_thread_sanitizer("can't live in a child of a bare fork");
 	char *p = must_map(f->pool, 4 * MIB, 0);
 	fill(p, 4 * MIB, 1);
 	pid_t pid = _Fork();
@@ -197,6 +200,7 @@ static size_t other_memory(void)
 static void bookkeeping_is_at_most_sixteen_bytes_a_page(void **state)
 {
 	struct fixture *f = *state;
+	not_with_thread_sanitizer("keeps a shadow of all memory");
 	const size_t size = 512 * MIB, warm = 16 * MIB;
 	char *p = must_map(f->pool, size, COAL_MAP_SPARSE);
 	for (size_t off = 0; off < warm; off += PAGE)
