@@ -230,10 +230,10 @@ static void lost_pages_are_sigbus_in_time(void **state)
 	assert_int_equal(signal_of((uint64_t *)l.p, 0), SIGBUS);
 	assert_true(now_ms() - begin < 10000);
 	begin = now_ms();
-	for (size_t i = 0; i < 8; i++)
+	for (size_t i = 0; i < 100; i++)
 		assert_int_equal(signal_of((uint64_t *)(l.p + i * PAGE), (int)(i % 2)), SIGBUS);
-	assert_true(now_ms() - begin < 20000);
-	assert_true(stats_of(l.pool).faults_failed >= 8);
+	assert_true(now_ms() - begin < 20000); /* the bound is waited for once: 100 times would be 50 s */
+	assert_true(stats_of(l.pool).faults_failed >= 100);
 	clear(&l);
 }
 
