@@ -246,7 +246,7 @@ static int leave(struct round *r, struct mapping *m, uint64_t page, bool is_flus
 		frame_release(&pool->victim, frame);
 		r->busy += err == -EBUSY;
 		if (err == -EBUSY)
-			connect_touch(page_addr(m, page));
+			touch_soon(page_addr(m, page));
 		return 0;
 	}
 	r->left++;
@@ -349,7 +349,7 @@ static uint64_t serve_pool(struct pool *pool)
 	if (waiters)
 		pager_kick(LANE_FAULT);
 	if (r.busy)
-		pager_kick(LANES);
+		touch_start();
 	if (discards)
 		return 0;
 	if (!drained || !more)

@@ -7,11 +7,9 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #define BACKOFF_MIN 5000000ull
 #define BACKOFF_MAX 250000000ull
-#define TOUCHES 64
 
 void io_init(struct io *io, uint8_t op, void (*done)(struct io *))
 {
@@ -266,32 +264,6 @@ static void try_connect(struct lane *lane, uint64_t now)
 
 /* ---- the connect thread ---- */
 
-static _Atomic uintptr_t touches[TOUCHES];
-
-/* A page that a fork shares can't be moved out before it is this process's own, for which it has to be written to. That may
- * fault, so of all threads of the pager only this one, on which no fault depends, can do it. A page that can't leave
- * because the kernel has pinned it is touched in vain, and tried again when its turn comes. */
-void connect_touch(uintptr_t page)
-{
-	for (unsigned i = 0; i < TOUCHES; i++) {
-		uintptr_t none = 0;
-		if (atomic_compare_exchange_strong(&touches[i], &none, page))
-			return;
-	}
-}
-
-static void touch_pages(void)
-{
-	bool any = false;
-
-	for (unsigned i = 0; i < TOUCHES; i++) {
-		uintptr_t page = atomic_exchange(&touches[i], 0);
-		any |= page && !madvise((void *)page, PAGE_SIZE, MADV_POPULATE_WRITE);
-	}
-	if (any)
-		pager_kick(LANE_WRITE);
-}
-
 void *connect_main(void *arg)
 {
 	(void)arg;
@@ -299,7 +271,6 @@ void *connect_main(void *arg)
 	for (;;) {
 		uint64_t next = UINT64_MAX;
 		pager_turn(LANES);
-		touch_pages();
 		for (unsigned i = 0; i < MAX_POOLS; i++) {
 			struct pool *pool = pager.pool[i];
 			for (unsigned k = 0; pool && k < pool->nservers * LANES; k++) {

@@ -184,6 +184,8 @@ static int set_up(void)
 		err = spawn(evict_main, "coal-evict");
 	if (!err)
 		err = spawn(connect_main, "coal-connect");
+	if (!err)
+		err = spawn(touch_main, "coal-touch");
 	return err;
 }
 

@@ -2,12 +2,13 @@
 /*
  * pager.h - what the files of the pager share. Theory of operation, invariants and the table of page states: README.md.
  *
- * Threads. A process has one pager with four threads of its own; they share a file-descriptor table that the program can't
+ * Threads. A process has one pager with five threads of its own; they share a file-descriptor table that the program can't
  * see. Only they take the locks below, so no thread of the program that faults can ever hold one.
  *	fault    reads the userfaultfd, owns lane LANE_FAULT of every memserver
  *	control  executes API calls (requests), owns LANE_CONTROL
  *	evict    moves pages out, owns LANE_WRITE: every WRITE and DISCARD goes there, so they stay in order
- *	connect  opens connections for the lanes of the others, and touches pages for evict
+ *	connect  opens connections for the lanes of the others
+ *	touch    touches pages for evict; may fault, so nothing depends on it
  *
  * The lock is pool->lock; two pools' locks are only held together while a fork is prepared, in order of their index.
  * server->why_lock is a leaf.
@@ -354,7 +355,11 @@ bool server_gone(const struct server *server); /* lost, or out of reach for long
 uint64_t server_deadline(const struct server *server); /* for a request that is made now */
 void server_complain(struct server *server, uintptr_t page);
 void *connect_main(void *arg);
-void connect_touch(uintptr_t page); /* make a page that a fork shares this process's own, soon */
+
+/* touch.c: make pages that a fork shares this process's own */
+void touch_soon(uintptr_t page);
+void touch_start(void);
+void *touch_main(void *arg);
 
 /* place.c: where the fault thread runs */
 void place_note(uint32_t tid); /* a fault of this thread has been read */

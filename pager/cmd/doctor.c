@@ -98,7 +98,7 @@ static const struct feature {
 	const char *cost; /* NULL: nothing depends on it */
 } uffd_features_wanted[] = {
 	{ "WP", UFFD_FEATURE_PAGEFAULT_FLAG_WP, "clean pages can't be told from modified ones" },
-	{ "MOVE", 1 << 16, "pages are copied instead of moved: about 1 us more for each" },
+	{ "MOVE", 1 << 16, "pages are copied, about 1 us more each; O_DIRECT input into a leaving page can be lost" },
 	{ "POISON", 1 << 14, "lost pages are marked by unmapping: more mappings after a failure" },
 	{ "WP_ASYNC", 1 << 15, NULL },
 	{ "SIGBUS", UFFD_FEATURE_SIGBUS, NULL },
