@@ -23,8 +23,9 @@ struct batch {
 };
 
 static struct batch *batches;
-static _Atomic unsigned nbusy;
+static unsigned nbusy;
 static _Atomic bool paused;
+static _Atomic bool resting; /* the evict thread has seen `paused`, and none of its requests is under way */
 static bool starved; /* this round lacked a batch or a frame */
 static bool held;    /* it met a page that the kernel holds */
 
@@ -178,6 +179,7 @@ struct round {
 	struct pool *pool;
 	struct batch *open[MAX_SERVERS];
 	unsigned left, busy;
+	uint32_t looked; /* slots */
 };
 
 /* The batch that is being filled for a server; NULL when all are busy. */
@@ -266,7 +268,7 @@ static void evict_round(struct round *r)
 {
 	struct pool *pool = r->pool;
 	uint64_t target = 2 * evict_low(pool);
-	uint32_t steps = pool->nslots < 4 * EVICT_BATCH ? pool->nslots : 4 * EVICT_BATCH;
+	uint32_t most = pool->nslots < 4 * EVICT_BATCH ? pool->nslots : 4 * EVICT_BATCH, steps = most;
 	struct mapping *m;
 	uint64_t page;
 
@@ -280,6 +282,7 @@ static void evict_round(struct round *r)
 			break;
 		}
 	}
+	r->looked = most - steps;
 }
 
 static void flush_round(struct round *r)
@@ -354,7 +357,11 @@ static uint64_t serve_pool(struct pool *pool)
 		return 0;
 	if (!drained || !more)
 		return UINT64_MAX;
-	return r.left ? 0 : r.busy ? BUSY_NS : UINT64_MAX;
+	pool->looked_in_vain = r.left ? 0 : pool->looked_in_vain + r.looked;
+	if (r.left || (r.looked && pool->looked_in_vain < pool->nslots))
+		return 0;
+	pool->looked_in_vain = 0;
+	return r.busy ? BUSY_NS : UINT64_MAX;
 }
 
 int evict_flush(struct mapping *m, uint64_t page, uint64_t n)
@@ -392,13 +399,15 @@ int evict_flush(struct mapping *m, uint64_t page, uint64_t n)
 	return status;
 }
 
+/* That no request is under way is not enough: the evict thread may be about to make one. It has to say that it rests. */
 int evict_pause(uint64_t deadline)
 {
+	resting = false;
 	paused = true;
 	pager_kick(LANE_WRITE);
-	while (nbusy && os->now() < deadline)
+	while (!resting && os->now() < deadline)
 		pager_wait(LANE_CONTROL, -1, deadline);
-	if (!nbusy)
+	if (resting)
 		return 0;
 	evict_resume();
 	return -EAGAIN;
@@ -419,6 +428,31 @@ void evict_reset_in_child(void)
 	flush.state = 0;
 }
 
+/* Serve all pools. Returns how long to wait, in ns, if nothing else wakes us. */
+static uint64_t serve_pools(void)
+{
+	uint64_t wait = UINT64_MAX;
+
+	starved = held = false;
+	for (unsigned i = 0; i < MAX_POOLS; i++) {
+		struct pool *pool = pager.pool[i];
+		uint64_t w = pool ? serve_pool(pool) : UINT64_MAX;
+		wait = w < wait ? w : wait;
+	}
+	pager_progress(LANE_WRITE); /* send what was submitted */
+	if (wait && !nbusy && (starved || flush.state == 1))
+		wait = held ? BUSY_NS : 0; /* the answers that it lacked came with that: no other will wake us */
+	return wait;
+}
+
+static void rest(void)
+{
+	if (nbusy || resting)
+		return;
+	resting = true;
+	pager_kick(LANE_CONTROL);
+}
+
 void *evict_main(void *arg)
 {
 	(void)arg;
@@ -429,19 +463,12 @@ void *evict_main(void *arg)
 		pager_panic(__FILE__, __LINE__, "no memory for write batches");
 	for (;;) {
 		uint64_t wait = UINT64_MAX;
-		starved = held = false;
 		pager_turn(LANE_WRITE);
 		pager_progress(LANE_WRITE);
-		for (unsigned i = 0; i < MAX_POOLS && !paused; i++) {
-			struct pool *pool = pager.pool[i];
-			uint64_t w = pool ? serve_pool(pool) : UINT64_MAX;
-			wait = w < wait ? w : wait;
-		}
-		pager_progress(LANE_WRITE); /* send what was submitted */
-		if (wait && !nbusy && !paused && (starved || flush.state == 1))
-			wait = held ? BUSY_NS : 0; /* the answers that it lacked came with that: no other will wake us */
-		if (paused && !nbusy)
-			pager_kick(LANE_CONTROL);
+		if (paused)
+			rest();
+		else
+			wait = serve_pools();
 		if (wait)
 			pager_wait(LANE_WRITE, -1, wait == UINT64_MAX ? wait : os->now() + wait);
 	}

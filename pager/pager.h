@@ -245,6 +245,7 @@ struct pool {
 	struct slot *slot;
 	uint32_t nslots, slot_hand, free_slot, nfree_slots;
 	uint32_t resident, pinned;
+	uint32_t looked_in_vain; /* evict thread: slots since a page left */
 	struct frames fetch, victim;
 	bool slot_waiters; /* faults wait for a slot or frame */
 	_Atomic bool evict_wanted;

@@ -18,6 +18,11 @@ def test_fork(coal, scene):
     coal([FORKS, scene], local="4M").must_succeed()
 
 
+def test_forks_in_the_middle_of_evictions(coal):
+    """Each of 150 forks comes while pages are leaving; the child must see the last store to each of them."""
+    coal([FORKS, "while-evicting"], local="2M").must_succeed()
+
+
 def test_child_outlives_its_parent(coal, tmp_path):
     result = tmp_path / "result"
     coal([FORKS, "daemonise", result], local="4M", remote=False).must_succeed()
@@ -72,7 +77,7 @@ def test_raw_clone_gets_sigsegv_and_never_zeros(coal):
 
 @pytest.mark.parametrize("scene, fills", [("child-sees", 2), ("parent-sees", 1), ("child-frees", 1), ("grandchildren", 2),
                                           ("siblings", 6), ("exec-after-fork", 1), ("exec-self", 1), ("vfork-exec", 1), ("spawn", 1),
-                                          ("exit-in-child", 1), ("threaded", 1), ("no-room", 2), ("raw-clone", 1)])
+                                          ("exit-in-child", 1), ("threaded", 1), ("while-evicting", 7), ("no-room", 2), ("raw-clone", 1)])
 def test_one_wrong_byte_fails_the_scene(coal, scene, fills):
     for number in range(1, fills + 1):
         done = coal([FORKS, scene], env={"COAL_TEST_BREAK": str(number)}, plain=True)

@@ -9,6 +9,11 @@ static int set_up(void **state)
 	return fixture_set_up(state, BUDGET, "1G");
 }
 
+static int set_up_large(void **state)
+{
+	return fixture_set_up(state, 160 * BUDGET, "1G");
+}
+
 static int set_up_small(void **state)
 {
 	return fixture_set_up(state, BUDGET, "8M");
@@ -143,6 +148,20 @@ static void pins_leave_eight_pages_of_the_budget(void **state)
 	assert_int_equal(coal_unmap(p, 4 * MIB), 0);
 }
 
+/* More pinned pages in a row than all faults together ask the evict thread to look at before the budget is used up. */
+static void a_large_part_of_the_budget_can_be_pinned(void **state)
+{
+	struct fixture *f = *state;
+	const size_t pinned = 152 * BUDGET, more = 12 * BUDGET;
+	char *p = must_map(f->pool, pinned + more, 0);
+	fill(p, pinned, 1);
+	assert_int_equal(coal_pin(p, pinned), 0);
+	fill(p + pinned, more, 2);
+	check(p + pinned, more, 2);
+	check(p, pinned, 1);
+	assert_int_equal(coal_unmap(p, pinned + more), 0);
+}
+
 static void pins_nest_255_deep(void **state)
 {
 	struct fixture *f = *state;
@@ -256,6 +275,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(flushed_pages_are_written_and_stay, set_up, fixture_tear_down),
 		cmocka_unit_test_setup_teardown(pinned_pages_stay_until_the_last_unpin, set_up, fixture_tear_down),
 		cmocka_unit_test_setup_teardown(pins_leave_eight_pages_of_the_budget, set_up, fixture_tear_down),
+		cmocka_unit_test_setup_teardown(a_large_part_of_the_budget_can_be_pinned, set_up_large, fixture_tear_down),
 		cmocka_unit_test_setup_teardown(pins_nest_255_deep, set_up, fixture_tear_down),
 		cmocka_unit_test_setup_teardown(pins_hold_through_a_discard, set_up, fixture_tear_down),
 		cmocka_unit_test_setup_teardown(reserve_knows_whether_there_is_room, set_up_small, fixture_tear_down),

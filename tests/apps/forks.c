@@ -123,6 +123,44 @@ static void siblings(char **argv)
 		must_end_well(pid[i]);
 }
 
+static int readers_stop;
+
+static void *read_on(void *area)
+{
+	while (!__atomic_load_n(&readers_stop, __ATOMIC_ACQUIRE))
+		pattern_must_hold("reader", area, 4 * MIB, 1);
+	return NULL;
+}
+
+/* Forks that come in the middle of evictions: a thread that reads keeps them going, and what was stored last is leaving. */
+static void while_evicting(char **argv)
+{
+	(void)argv;
+	size_t npages = 2 * MIB / PAGE, at = 0;
+	char *data = must_alloc(npages * PAGE), *other = must_alloc(4 * MIB);
+	unsigned version[2 * MIB / PAGE] = { 0 };
+	pthread_t reader;
+	pattern_fill(other, 4 * MIB, 1);
+	must(!pthread_create(&reader, NULL, read_on, other));
+	srand(1);
+	for (unsigned i = 1; i <= 150; i++) {
+		for (int burst = 40 + rand() % 100; burst; burst--, at = (at + 1) % npages) {
+			version[at] = i;
+			pattern_fill(data + at * PAGE, PAGE, i);
+		}
+		pid_t pid = must_fork();
+		if (!pid) {
+			for (size_t k = 0; k < npages; k++)
+				if (version[k])
+					pattern_must_hold("child", data + k * PAGE, PAGE, version[k]);
+			_exit(0);
+		}
+		must_end_well(pid);
+	}
+	__atomic_store_n(&readers_stop, 1, __ATOMIC_RELEASE);
+	must(!pthread_join(reader, NULL));
+}
+
 /* daemon RESULT: the parent ends at once; the daemon verifies after that, and puts its verdict into the file RESULT. */
 static void daemonise(char **argv)
 {
@@ -358,6 +396,7 @@ static const struct scene scenes[] = {
 	{ "child-frees", child_frees },
 	{ "grandchildren", grandchildren },
 	{ "siblings", siblings },
+	{ "while-evicting", while_evicting },
 	{ "daemonise", daemonise },
 	{ "fill-and-verify", fill_and_verify },
 	{ "exec-after-fork", exec_after_fork },
