@@ -53,10 +53,9 @@ void evict_kick(struct pool *pool)
 
 void evict_discard(struct server *server, uint64_t region_page, uint64_t n)
 {
-	struct coal_wire_run *next = server->discard + server->ndiscard;
-
-	if (server->state == SERVER_LOST)
+	if (!server || server->state == SERVER_LOST) /* none: discarded before, and its extent released */
 		return;
+	struct coal_wire_run *next = server->discard + server->ndiscard;
 	if (server->ndiscard && next[-1].page + next[-1].npages == region_page && next[-1].npages + n < UINT32_MAX) {
 		next[-1].npages += (uint32_t)n;
 	} else if (server->ndiscard < DISCARD_MAX) {

@@ -312,7 +312,9 @@ int fork_adopt(void)
 		if (!pool)
 			continue;
 		pthread_mutex_init(&pool->lock, NULL);
-		pool->evict_wanted = pool->slot_waiters = pool->want_credit = false;
+		pool->evict_wanted = false;
+		pool->slot_waiters = false;
+		pool->want_credit = false;
 		err = renew_frames(pool);
 		if (!err)
 			err = pool_register_frames(pool);

@@ -283,11 +283,9 @@ void page_discard(struct mapping *m, uint64_t page, bool hole)
 	if (p->state == PAGE_CLEAN || p->state == PAGE_DIRTY)
 		slot_release(pool, p->slot);
 	if (p->flags & (PF_STORED | PF_WRITING)) {
-		struct server *server = page_server(m, page);
 		pool_count(pool, discarded, 1);
 		stat_add(discarded, 1);
-		if (server) /* else it was discarded before, and its extent released */
-			evict_discard(server, (m->base >> PAGE_SHIFT) + page, 1);
+		evict_discard(page_server(m, page), (m->base >> PAGE_SHIFT) + page, 1);
 	}
 	if (p->flags & PF_STORED)
 		stat_add(remote_bytes, -(uint64_t)PAGE_SIZE);
