@@ -20,6 +20,7 @@ ALL_LDFLAGS = $(SAN) -pthread -Wl,--as-needed -Wl,-z,relro,-z,now $(LDFLAGS)
 # What a new Debian 12 needs, and why.
 DEPS_BUILD := gcc g++ make pkg-config libc6-dev linux-libc-dev \
 	libssl-dev \
+	libxxhash-dev \
 	libmicrohttpd-dev \
 	libjemalloc-dev \
 	libjansson-dev
@@ -56,7 +57,7 @@ $(B)/obj/%.o: %.c
 
 $(B)/libcoal.so: $(call obj,$(LIBCOAL_SRC)) pager/libcoal.map
 	$(call say,LD,$@)
-	$(Q)$(CC) $(ALL_LDFLAGS) -shared -Wl,-soname,libcoal.so.0 -Wl,--version-script=pager/libcoal.map -o $@ $(filter %.o,$^) -lcrypto
+	$(Q)$(CC) $(ALL_LDFLAGS) -shared -Wl,-soname,libcoal.so.0 -Wl,--version-script=pager/libcoal.map -o $@ $(filter %.o,$^) -lcrypto -lxxhash
 	$(Q)ln -sf libcoal.so $(B)/libcoal.so.0
 
 # jemalloc under the prefix je_, its system calls and fork handlers redirected (pager/malloc/README.md).
@@ -87,7 +88,7 @@ $(B)/pflat: $(call obj,$(PFLAT_SRC)) $(B)/libcoal.so
 $(B)/tests/unit/%: $(B)/obj/tests/unit/%.o $(call obj,$(LIBCOAL_SRC)) $(call obj,$(filter-out memserver/main.c,$(MEMSERVER_SRC)))
 	$(call say,LD,$@)
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ -lcmocka -lcrypto -lmicrohttpd -lm
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ -lcmocka -lcrypto -lxxhash -lmicrohttpd -lm
 
 $(B)/tests/api/%: $(B)/obj/tests/api/%.o $(B)/libcoal.so
 	$(call say,LD,$@)

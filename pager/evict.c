@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * evict.c - pages leave, off the fault path and in batches: clean ones are dropped, modified ones move to victim frames
- * and are written from there. Discards of pages on memservers go the same way.
+ * evict.c - pages leave, off the fault path and in batches: clean ones are dropped, others are moved out to frames, as many at
+ * once as are neighbours. There, without the lock, their hash says which differ from the memserver's copy; those are queued
+ * and written. Discards of pages on memservers go the same way.
  *
  * All WRITEs and DISCARDs of a memserver travel on one lane, sent by this thread alone, so the memserver applies them in
  * order. Discards queued under pool->lock are sent before pages chosen under the same lock; so a discard can never destroy
@@ -17,16 +18,14 @@
 
 struct batch {
 	struct io io;
-	bool busy, flush;
-	uint32_t mapping[IO_PAGES];
-	uint64_t page[IO_PAGES];
+	bool busy;
 };
 
 static struct batch *batches;
 static unsigned nbusy;
 static _Atomic bool paused;
 static _Atomic bool resting; /* the evict thread has seen `paused`, and none of its requests is under way */
-static bool starved; /* this round lacked a batch or a frame */
+static bool starved; /* this turn lacked a batch or a frame */
 static bool held;    /* it met a page that the kernel holds */
 
 static struct {
@@ -68,16 +67,16 @@ void evict_discard(struct server *server, uint64_t region_page, uint64_t n)
  * last would be the first to go, and a thread that needs two of them at once would never have both. */
 bool evict_make_room(struct pool *pool)
 {
-	uint32_t steps = 128, dropped = 0;
+	uint32_t steps = 128, dropped = 0, n;
 	struct mapping *m;
 	uint64_t page;
 
-	while (dropped < 2 && resident_victim(pool, &steps, &m, &page)) {
+	while (dropped < 2 && resident_victim(pool, &steps, 2, &m, &page, &n)) {
 		if (m->page[page].state == PAGE_DIRTY) {
-			resident_put_back(pool);
+			resident_put_back(pool, n);
 			break;
 		}
-		dropped += !page_drop_clean(m, page);
+		dropped += page_drop_clean(m, page, n) ? 0 : n;
 	}
 	return dropped;
 }
@@ -125,22 +124,26 @@ static void count_written(struct pool *pool, struct server *server, unsigned pag
 	__atomic_fetch_add(&server->stat->bytes_out, (uint64_t)pages * PAGE_SIZE, __ATOMIC_RELAXED);
 }
 
+static void end_flush(const struct frame *f, int status)
+{
+	if (!f->flush)
+		return;
+	flush.inflight--;
+	flush.status = status ? -EIO : flush.status;
+}
+
 static void write_done(struct io *io)
 {
 	struct batch *b = (struct batch *)io;
 	struct pool *pool = io->pool;
-	struct frames *frames = &pool->victim;
+	struct frames *frames = &pool->frames;
 
 	pthread_mutex_lock(&pool->lock);
 	for (unsigned i = 0; i < io->npages; i++) {
-		struct mapping *m = &pager.mapping[b->mapping[i]];
-		page_finish_leaving(m, b->page[i], io->frame[i], io->status);
-		os->frame_done(frame_memory(frames, io->frame[i]));
-		frame_release(frames, io->frame[i]);
-	}
-	if (b->flush) {
-		flush.inflight -= io->npages;
-		flush.status = io->status ? -EIO : flush.status;
+		struct frame *f = &frames->frame[io->frame[i]];
+		page_finish_leaving(&pager.mapping[f->mapping], f->page, io->frame[i], io->status);
+		end_flush(f, io->status);
+		frame_left(frames, io->frame[i], true);
 	}
 	__atomic_fetch_add(&pool->server[io->server].stat->requests, 1, __ATOMIC_RELAXED);
 	bool waiters = pool->slot_waiters;
@@ -172,20 +175,33 @@ static bool send_discards(struct server *server)
 	return server->ndiscard == 0;
 }
 
-/* ---- choosing and collecting ---- */
+/* ---- writing ---- */
 
-struct round {
-	struct pool *pool;
-	struct batch *open[MAX_SERVERS];
-	unsigned left, busy;
-	uint32_t looked; /* slots */
-};
+static void queue_write(struct pool *pool, uint32_t frame)
+{
+	pool->frames.frame[frame].next = 0;
+	if (pool->write_last)
+		pool->frames.frame[pool->write_last - 1].next = frame + 1;
+	else
+		pool->write_first = frame + 1;
+	pool->write_last = frame + 1;
+}
+
+static uint32_t next_write(struct pool *pool)
+{
+	uint32_t frame = pool->write_first - 1;
+
+	pool->write_first = pool->frames.frame[frame].next;
+	if (!pool->write_first)
+		pool->write_last = 0;
+	return frame;
+}
 
 /* The batch that is being filled for a server; NULL when all are busy. */
-static struct batch *open_batch(struct round *r, struct server *server, bool is_flush)
+static struct batch *open_batch(struct pool *pool, struct batch **open, struct server *server)
 {
-	unsigned i = (unsigned)(server - r->pool->server);
-	struct batch *b = r->open[i];
+	unsigned i = (unsigned)(server - pool->server);
+	struct batch *b = open[i];
 
 	if (b && b->io.npages == IO_PAGES) {
 		lane_submit(&server->lane[LANE_WRITE], &b->io);
@@ -195,32 +211,68 @@ static struct batch *open_batch(struct round *r, struct server *server, bool is_
 		b = take_batch();
 		if (b) {
 			io_init(&b->io, COAL_WIRE_WRITE, write_done);
-			b->io.pool = r->pool;
+			b->io.pool = pool;
 			b->io.server = i;
-			b->flush = is_flush;
 		}
-		r->open[i] = b;
+		open[i] = b;
 	}
 	return b;
 }
 
-static void batch_add(struct batch *b, struct mapping *m, uint64_t page, uint32_t frame)
+/* It was wanted again or discarded before its write began. */
+static bool write_is_void(const struct mapping *m, const struct frame *f, uint32_t frame)
 {
-	unsigned i = b->io.npages;
-
-	b->mapping[i] = m->id;
-	b->page[i] = page;
-	b->io.frame[i] = frame;
-	io_add(&b->io, (m->base >> PAGE_SHIFT) + page, frame_memory(&m->pool->victim, frame));
-	count_written(m->pool, page_server(m, page), 1);
+	return f->flush ? (m->page[f->page].flags & PF_OUTDATED) != 0 : !page_is_leaving(m, f->page, frame);
 }
 
-static void submit_open(struct round *r)
+/* Send what is queued, as far as there are batches. */
+static void send_writes(struct pool *pool)
 {
-	for (unsigned i = 0; i < r->pool->nservers; i++)
-		if (r->open[i])
-			lane_submit(&r->pool->server[i].lane[LANE_WRITE], &r->open[i]->io);
+	struct batch *open[MAX_SERVERS] = { NULL };
+
+	while (pool->write_first) {
+		uint32_t frame = pool->write_first - 1;
+		struct frame *f = &pool->frames.frame[frame];
+		struct mapping *m = &pager.mapping[f->mapping];
+		if (write_is_void(m, f, frame)) {
+			next_write(pool);
+			page_leave_unwritten(m, f->page, frame);
+			end_flush(f, 0);
+			frame_left(&pool->frames, frame, true);
+			continue;
+		}
+		struct server *server = page_server(m, f->page);
+		struct batch *b = open_batch(pool, open, server);
+		if (!b)
+			break;
+		next_write(pool);
+		b->io.frame[b->io.npages] = frame;
+		io_add(&b->io, (m->base >> PAGE_SHIFT) + f->page, frame_memory(&pool->frames, frame));
+		count_written(pool, server, 1);
+	}
+	for (unsigned i = 0; i < pool->nservers; i++)
+		if (open[i])
+			lane_submit(&pool->server[i].lane[LANE_WRITE], &open[i]->io);
 }
+
+/* ---- choosing ---- */
+
+#define RUNS 32u
+
+/* Pages that have left in a row, not looked at yet. */
+struct run {
+	struct mapping *m;
+	uint64_t page;
+	uint32_t frame, n;
+};
+
+struct round {
+	struct pool *pool;
+	struct run run[RUNS];
+	unsigned nruns, left, busy;
+	uint32_t looked; /* slots */
+	bool starved, held;
+};
 
 static bool all_zero(const void *frame)
 {
@@ -229,62 +281,127 @@ static bool all_zero(const void *frame)
 	return !w[0] && !memcmp(w, w + 1, PAGE_SIZE - sizeof(*w));
 }
 
-/* Move a modified page to a victim frame and into a batch; a flushed one comes back at once. Returns 0, also if it can't
- * leave now; -EAGAIN when there is no buffer for more. */
-static int leave(struct round *r, struct mapping *m, uint64_t page, bool is_flush)
+static void give_back(struct frames *frames, uint32_t frame, uint32_t n, bool full)
 {
-	struct pool *pool = r->pool;
-	struct batch *b = open_batch(r, page_server(m, page), is_flush);
-	uint32_t frame = b ? frame_take(&pool->victim) : SLOT_NONE;
-
-	if (frame == SLOT_NONE) {
-		starved = true;
-		return -EAGAIN;
-	}
-	int err = page_start_leaving(m, page, frame);
-	if (err) {
-		held = true;
-		frame_release(&pool->victim, frame);
-		r->busy += err == -EBUSY;
-		if (err == -EBUSY)
-			touch_soon(page_addr(m, page));
-		return 0;
-	}
-	r->left++;
-	if (!is_flush && all_zero(frame_memory(&pool->victim, frame))) {
-		page_leave_zero(m, page);
-		os->frame_done(frame_memory(&pool->victim, frame));
-		frame_release(&pool->victim, frame);
-		return 0;
-	}
-	batch_add(b, m, page, frame);
-	if (is_flush)
-		page_stay(m, page);
-	return 0;
+	for (; n; n--)
+		frame_left(frames, frame++, full);
 }
 
-static void evict_round(struct round *r)
+/* Move a row of pages out to frames. False when there is no frame for more. */
+static bool take_out(struct round *r, struct mapping *m, uint64_t page, uint32_t n)
+{
+	struct frames *frames = &r->pool->frames;
+	uint32_t got, frame = frames_leave(frames, n, &got);
+
+	if (!got) {
+		r->starved = true;
+		resident_put_back(r->pool, n);
+		return false;
+	}
+	int left = page_start_leaving(m, page, frame, got);
+	if (left <= 0) {
+		r->held = true;
+		give_back(frames, frame, got, true); /* the copy of a page may be in the first */
+		r->busy += left == -EBUSY;
+		for (uint32_t i = 0; left == -EBUSY && i < n; i++)
+			touch_soon(page_addr(m, page + i));
+		return true;
+	}
+	give_back(frames, frame + (uint32_t)left, got - (uint32_t)left, false);
+	resident_put_back(r->pool, n - (uint32_t)left);
+	r->run[r->nruns++] = (struct run){ m, page, frame, (uint32_t)left };
+	r->left += (uint32_t)left;
+	r->pool->sorting += (uint32_t)left;
+	return true;
+}
+
+/* Without the lock: the pages are nobody's. */
+static void look_at(struct pool *pool, const struct run *run)
+{
+	for (uint32_t i = run->frame; i < run->frame + run->n; i++) {
+		struct frame *f = &pool->frames.frame[i];
+		f->hash = page_hash(frame_memory(&pool->frames, i));
+		f->zero = f->hash != f->stored && all_zero(frame_memory(&pool->frames, i));
+	}
+}
+
+static void sort_out(struct pool *pool, const struct run *run)
+{
+	for (uint32_t i = 0; i < run->n; i++) {
+		uint32_t frame = run->frame + i;
+		struct frame *f = &pool->frames.frame[frame];
+		bool here = page_is_leaving(run->m, run->page + i, frame);
+		if (here && f->hash != f->stored && !f->zero) {
+			queue_write(pool, frame);
+			continue;
+		}
+		if (here && f->zero)
+			page_leave_zero(run->m, run->page + i);
+		else
+			page_leave_unwritten(run->m, run->page + i, frame);
+		frame_left(&pool->frames, frame, true);
+	}
+	pool->sorting -= run->n;
+}
+
+/* Have `target` slots free, or come nearer to it. Under pool->lock, which is let go for a while. */
+static void evict_round(struct round *r, uint64_t target)
 {
 	struct pool *pool = r->pool;
-	uint64_t target = 2 * evict_low(pool);
-	uint32_t most = pool->nslots < 4 * EVICT_BATCH ? pool->nslots : 4 * EVICT_BATCH, steps = most;
+	uint32_t most = pool->nslots < 4 * EVICT_BATCH ? pool->nslots : 4 * EVICT_BATCH, steps = most, n;
 	struct mapping *m;
 	uint64_t page;
 
-	target = target > pool->budget / 2 ? pool->budget / 2 : target;
-	while (r->left < EVICT_BATCH && (pool->resident > pool->budget || pool->budget - pool->resident < target) &&
-	       resident_victim(pool, &steps, &m, &page)) {
-		if (m->page[page].state == PAGE_CLEAN) {
-			r->left += !page_drop_clean(m, page);
-		} else if (leave(r, m, page, false)) {
-			resident_put_back(pool);
+	while (r->left < EVICT_BATCH && r->nruns < RUNS && (pool->resident > pool->budget || pool->budget - pool->resident < target) &&
+	       resident_victim(pool, &steps, EVICT_BATCH - r->left, &m, &page, &n)) {
+		if (m->page[page].state == PAGE_CLEAN)
+			r->left += page_drop_clean(m, page, n) ? 0 : n;
+		else if (!take_out(r, m, page, n))
 			break;
-		}
 	}
 	r->looked = most - steps;
+	if (!r->nruns)
+		return;
+	pthread_mutex_unlock(&pool->lock);
+	for (unsigned i = 0; i < r->nruns; i++)
+		look_at(pool, &r->run[i]);
+	pthread_mutex_lock(&pool->lock);
+	for (unsigned i = 0; i < r->nruns; i++)
+		sort_out(pool, &r->run[i]);
 }
 
-static void flush_round(struct round *r)
+bool evict_pages(struct pool *pool, uint64_t want)
+{
+	struct round r = { .pool = pool };
+
+	if (!paused)
+		evict_round(&r, want);
+	if (pool->write_first)
+		evict_kick(pool);
+	return pool->resident + want <= pool->budget;
+}
+
+/* Copy a page of a flush out and queue its write. False: no more now. */
+static bool flush_page(struct pool *pool, uint64_t page)
+{
+	uint32_t got, frame = frames_leave(&pool->frames, 1, &got);
+
+	if (!got) {
+		starved = true;
+		return false;
+	}
+	int started = page_start_flush(flush.m, page, frame);
+	if (started > 0) {
+		flush.inflight++;
+		queue_write(pool, frame);
+		return true;
+	}
+	frame_left(&pool->frames, frame, true);
+	flush.status = started ? -EIO : flush.status;
+	return true;
+}
+
+static void flush_round(struct pool *pool)
 {
 	for (; flush.page < flush.end; flush.page++) {
 		struct page *p = &flush.m->page[flush.page];
@@ -294,16 +411,12 @@ static void flush_round(struct round *r)
 		}
 		if (p->flags & PF_WRITING)
 			return; /* until that write is done */
-		if (p->state != PAGE_DIRTY || flush.m->pool->server[flush.m->extent[flush.page / EXTENT_PAGES] - 1].state == SERVER_LOST) {
+		if (p->state != PAGE_DIRTY || page_server(flush.m, flush.page)->state == SERVER_LOST) {
 			flush.status = p->state == PAGE_DIRTY || p->state == PAGE_FAILED ? -EIO : flush.status;
 			continue;
 		}
-		unsigned before = r->left;
-		if (leave(r, flush.m, flush.page, true))
+		if (!flush_page(pool, flush.page))
 			return;
-		if (r->left == before)
-			return; /* it is busy: again, later */
-		flush.inflight++;
 	}
 	if (!flush.inflight) {
 		flush.state = 2;
@@ -311,14 +424,13 @@ static void flush_round(struct round *r)
 	}
 }
 
-static void close_empty(struct round *r)
+static bool queues_are_empty(const struct pool *pool)
 {
-	for (unsigned i = 0; i < r->pool->nservers; i++) {
-		if (r->open[i] && !r->open[i]->io.npages) {
-			put_batch(r->open[i]);
-			r->open[i] = NULL;
-		}
-	}
+	bool empty = !pool->write_first && !pool->sorting;
+
+	for (unsigned i = 0; i < pool->nservers; i++)
+		empty &= !pool->server[i].ndiscard;
+	return empty;
 }
 
 /* One round over a pool. Returns how long the next may wait, in ns, if nothing else wakes us. */
@@ -329,32 +441,28 @@ static uint64_t serve_pool(struct pool *pool)
 
 	pool->evict_wanted = false;
 	pthread_mutex_lock(&pool->lock);
+	if (!paused) {
+		if (flush.state == 1 && flush.m->pool == pool)
+			flush_round(pool);
+		uint64_t target = 2 * evict_low(pool);
+		evict_round(&r, target < pool->budget / 2 ? target : pool->budget / 2);
+	}
 	for (unsigned i = 0; i < pool->nservers; i++)
 		drained &= send_discards(&pool->server[i]);
-	if (drained) {
-		if (flush.state == 1 && flush.m->pool == pool)
-			flush_round(&r);
-		close_empty(&r);
-		submit_open(&r);
-		memset(r.open, 0, sizeof(r.open));
-		evict_round(&r);
-		close_empty(&r);
-		submit_open(&r);
-	}
+	if (drained)
+		send_writes(pool);
+	starved |= r.starved || pool->write_first;
+	held |= r.held;
 	bool waiters = pool->slot_waiters && pool->resident < pool->budget;
 	if (waiters)
 		pool->slot_waiters = false;
-	bool more = pool->resident + evict_low(pool) > pool->budget, discards = false;
-	for (unsigned i = 0; i < pool->nservers; i++)
-		discards |= drained && pool->server[i].ndiscard;
+	bool more = pool->resident + evict_low(pool) > pool->budget;
 	pthread_mutex_unlock(&pool->lock);
 	if (waiters)
 		pager_kick(LANE_FAULT);
 	if (r.busy)
 		touch_start();
-	if (discards)
-		return 0;
-	if (!drained || !more)
+	if (!drained || !more || paused)
 		return UINT64_MAX;
 	pool->looked_in_vain = r.left ? 0 : pool->looked_in_vain + r.looked;
 	if (r.left || (r.looked && pool->looked_in_vain < pool->nslots))
@@ -444,12 +552,20 @@ static uint64_t serve_pools(void)
 	return wait;
 }
 
-static void rest(void)
+/* Nothing has left that is not written, and nothing is under way. */
+static bool all_is_quiet(void)
 {
-	if (nbusy || resting)
-		return;
-	resting = true;
-	pager_kick(LANE_CONTROL);
+	bool quiet = !nbusy;
+
+	for (unsigned i = 0; i < MAX_POOLS; i++) {
+		struct pool *pool = pager.pool[i];
+		if (!pool)
+			continue;
+		pthread_mutex_lock(&pool->lock);
+		quiet &= queues_are_empty(pool);
+		pthread_mutex_unlock(&pool->lock);
+	}
+	return quiet;
 }
 
 void *evict_main(void *arg)
@@ -461,13 +577,13 @@ void *evict_main(void *arg)
 	if (!batches)
 		pager_panic(__FILE__, __LINE__, "no memory for write batches");
 	for (;;) {
-		uint64_t wait = UINT64_MAX;
 		pager_turn(LANE_WRITE);
 		pager_progress(LANE_WRITE);
-		if (paused)
-			rest();
-		else
-			wait = serve_pools();
+		uint64_t wait = serve_pools();
+		if (paused && !resting && all_is_quiet()) {
+			resting = true;
+			pager_kick(LANE_CONTROL);
+		}
 		if (wait)
 			pager_wait(LANE_WRITE, -1, wait == UINT64_MAX ? wait : os->now() + wait);
 	}

@@ -13,14 +13,11 @@
 #include <errno.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
-#include <sched.h>
-#include <sys/sysinfo.h>
 #include <unistd.h>
 
 #define BATCH 16
 #define DEFERRED_MAX 1024
-#define LOOKS 8 /* at the wire, between two looks at anything else */
-#define SPIN_NS 50000u /* polling for a reply: a good round trip is far below, a bad one far above */
+#define AHEAD_MAX 256u /* pages */
 
 struct fault {
 	uintptr_t addr;
@@ -44,7 +41,7 @@ static struct io *take_io(void)
 	return io;
 }
 
-static void record(enum stat_kind kind, uint64_t start)
+void fault_record(enum stat_kind kind, uint64_t start)
 {
 	hist_add(&pager.stat->kind[kind], os->now() - start);
 	stat_add(faults[kind], 1);
@@ -61,27 +58,29 @@ static void fetch_done(struct io *io)
 {
 	struct pool *pool = io->pool;
 	uint32_t frame = io->frame[0];
-	struct frame *f = &pool->fetch.frame[frame];
+	struct frame *f = &pool->frames.frame[frame];
 	struct mapping *m = &pager.mapping[f->mapping];
-	uint64_t came = os->now();
+	uint64_t came = os->now(), start = f->start, page = f->page;
 
+	/* A page that is going to be stored to is compared when it leaves; for others the first store is caught. */
+	if (!io->status && (m->page[page].flags & (PF_WANT_WRITE | PF_WRITTEN)))
+		f->hash = page_hash(frame_memory(&pool->frames, frame));
 	pthread_mutex_lock(&pool->lock);
-	struct server *server = page_server(m, f->page);
+	struct server *server = page_server(m, page);
 	if (io->status && server)
-		server_complain(server, page_addr(m, f->page));
+		server_complain(server, page_addr(m, page));
 	if (!io->status) { /* counted before the thread wakes, so that it finds itself counted */
 		pool_count(pool, faults_read, 1);
 		pool_count(pool, bytes_in, PAGE_SIZE);
 		stat_add(bytes_in, PAGE_SIZE);
 	}
-	page_finish_fetch(m, f->page, frame, io->status);
-	frame_release(&pool->fetch, frame);
+	page_finish_fetch(m, page, frame, 1, io->status);
 	pthread_mutex_unlock(&pool->lock);
 	if (!io->status && server) {
 		uint64_t end = os->now();
 		hist_add(&pager.stat->stage[STAGE_WIRE], came - io->start);
 		hist_add(&pager.stat->stage[STAGE_INSTALL], end - came);
-		hist_add(&pager.stat->kind[STAT_READ], end - f->start);
+		hist_add(&pager.stat->kind[STAT_READ], end - start);
 		stat_add(faults[STAT_READ], 1);
 		smooth_rtt(server->stat, came - io->start);
 		__atomic_fetch_add(&server->stat->bytes_in, PAGE_SIZE, __ATOMIC_RELAXED);
@@ -102,23 +101,23 @@ static int start_fetch(struct mapping *m, uint64_t page, const struct fault *fau
 		page_fail(m, page);
 		return 0;
 	}
-	uint32_t frame = frame_take(&pool->fetch);
-	struct io *io = frame == SLOT_NONE ? NULL : take_io();
+	uint32_t got, frame = frames_receive(&pool->frames, 1, &got);
+	struct io *io = got ? take_io() : NULL;
 	int err = io ? page_start_fetch(m, page, frame, fault->write ? PF_WANT_WRITE : 0) : -EAGAIN;
 	if (err) {
-		if (frame != SLOT_NONE)
-			frame_release(&pool->fetch, frame);
+		if (got)
+			frame_received(&pool->frames, frame, true);
 		if (io) {
 			io->next = free_io;
 			free_io = io;
 		}
 		return err;
 	}
-	pool->fetch.frame[frame].start = fault->start;
+	pool->frames.frame[frame].start = fault->start;
 	io_init(io, COAL_WIRE_READ, fetch_done);
 	io->pool = pool;
 	io->frame[0] = frame;
-	io_add(io, (m->base >> PAGE_SHIFT) + page, frame_memory(&pool->fetch, frame));
+	io_add(io, (m->base >> PAGE_SHIFT) + page, frame_memory(&pool->frames, frame));
 	io->start = os->now();
 	io->deadline = server_deadline(server);
 	hist_add(&pager.stat->stage[STAGE_INTAKE], io->start - fault->start);
@@ -136,7 +135,7 @@ static int install_zero(struct mapping *m, uint64_t page, const struct fault *fa
 	if (err)
 		pool_count(m->pool, faults_zero, -1);
 	else
-		record(STAT_ZERO, fault->start);
+		fault_record(STAT_ZERO, fault->start);
 	return err;
 }
 
@@ -149,7 +148,7 @@ static int touch_resident(struct mapping *m, uint64_t page, const struct fault *
 		if (err)
 			pool_count(m->pool, faults_write, -1);
 		else
-			record(STAT_WRITE, fault->start);
+			fault_record(STAT_WRITE, fault->start);
 		return err;
 	}
 	if (!os->present(page_addr(m, page))) {
@@ -157,6 +156,40 @@ static int touch_resident(struct mapping *m, uint64_t page, const struct fault *
 		return install_zero(m, page, fault);
 	}
 	return os->wake(page_addr(m, page), PAGE_SIZE);
+}
+
+/* A walk through memory has come to this page. */
+static void plan_ahead(struct mapping *m, uint64_t page)
+{
+	uint64_t most = m->pool->budget / 16;
+	struct plan plans[READAHEAD_PLANS];
+	unsigned n = most < IO_PAGES / 4 ? 0 : readahead_note(m, page, most < AHEAD_MAX ? (uint32_t)most : AHEAD_MAX, plans);
+
+	for (unsigned i = 0; i < n; i++)
+		prefetch_plan(m, &plans[i]);
+	if (n)
+		pager_kick(LANE_PREFETCH);
+}
+
+/* FETCHING: it will come; or has come and waits to be touched. */
+static int wait_for_fetch(struct mapping *m, uint64_t page, const struct fault *fault)
+{
+	struct page *p = &m->page[page];
+	bool ahead = p->flags & PF_PREFETCH;
+
+	if (ahead)
+		m->pool->frames.frame[p->slot].start = fault->start;
+	p->flags &= (uint8_t)~PF_PREFETCH;
+	if (fault->write)
+		p->flags |= PF_WANT_WRITE;
+	if (m->pool->frames.frame[p->slot].arrived) {
+		pool_count(m->pool, faults_soft, 1);
+		page_settle(m, page, p->slot);
+		fault_record(STAT_SOFT, fault->start);
+	}
+	if (ahead)
+		plan_ahead(m, page);
+	return 0;
 }
 
 static int serve_locked(struct mapping *m, uint64_t page, const struct fault *fault)
@@ -168,12 +201,12 @@ static int serve_locked(struct mapping *m, uint64_t page, const struct fault *fa
 	case PAGE_ZERO:
 		return fault->protected ? os->wake(page_addr(m, page), PAGE_SIZE) : install_zero(m, page, fault);
 	case PAGE_REMOTE:
-		return start_fetch(m, page, fault);
+		err = start_fetch(m, page, fault);
+		if (!err)
+			plan_ahead(m, page);
+		return err;
 	case PAGE_FETCHING:
-		p->flags &= (uint8_t)~PF_PREFETCH;
-		if (fault->write)
-			p->flags |= PF_WANT_WRITE;
-		return 0;
+		return wait_for_fetch(m, page, fault);
 	case PAGE_CLEAN:
 	case PAGE_DIRTY:
 		return touch_resident(m, page, fault);
@@ -183,7 +216,7 @@ static int serve_locked(struct mapping *m, uint64_t page, const struct fault *fa
 		if (err)
 			pool_count(m->pool, faults_soft, -1);
 		else
-			record(STAT_SOFT, fault->start);
+			fault_record(STAT_SOFT, fault->start);
 		return err;
 	case PAGE_FAILED:
 		return os->fail(page_addr(m, page));
@@ -315,6 +348,7 @@ static void make_room(void)
 void fault_reset_in_child(void)
 {
 	ndeferred = 0;
+	readahead_reset();
 }
 
 static bool take_faults(void)
@@ -326,29 +360,8 @@ static bool take_faults(void)
 	return true;
 }
 
-/* Poll for replies for as long as they come soon. */
-static void watch_wire(uint64_t spin)
-{
-	uint64_t since = os->now();
-
-	while (pager_pending(LANE_FAULT) && os->now() - since < spin) {
-		for (int i = 0; i < LOOKS; i++) {
-			if (!pager_progress(LANE_FAULT))
-				continue;
-			if (!pager_pending(LANE_FAULT))
-				return;
-			since = os->now();
-		}
-		sched_yield(); /* the memserver may need this very processor */
-		if (take_faults())
-			since = os->now();
-	}
-}
-
 void *fault_main(void *arg)
 {
-	uint64_t spin = get_nprocs() > 1 ? SPIN_NS : 0;
-
 	(void)arg;
 	in_pager = 1;
 	place_reset();
@@ -356,7 +369,7 @@ void *fault_main(void *arg)
 		pager_turn(LANE_FAULT);
 		take_faults();
 		pager_progress(LANE_FAULT);
-		watch_wire(spin);
+		pager_spin(LANE_FAULT, take_faults);
 		pager_wait(LANE_FAULT, os_uffd(), ndeferred ? retry_deferred() : UINT64_MAX);
 	}
 	return NULL;

@@ -272,9 +272,12 @@ static void forget_connections(struct server *server, void *ctx)
 /* Pages that were being fetched for threads that the child does not have are remote again; buffers are made anew. */
 static int renew_frames(struct pool *pool)
 {
-	for (uint32_t i = 0; i < pool->fetch.count; i++) {
-		struct frame *f = &pool->fetch.frame[i];
-		if (!f->busy)
+	for (; pool->nplans; pool->nplans--)
+		pager.mapping[pool->plan[pool->nplans - 1].mapping].inflight--;
+	memset(pool->marker, 0, sizeof(pool->marker));
+	for (uint32_t i = 0; i < pool->frames.count; i++) {
+		struct frame *f = &pool->frames.frame[i];
+		if (!f->fetching)
 			continue;
 		struct mapping *m = &pager.mapping[f->mapping];
 		struct page *p = &m->page[f->page];
@@ -285,8 +288,7 @@ static int renew_frames(struct pool *pool)
 		}
 		m->inflight--;
 	}
-	int err = frames_renew(&pool->fetch);
-	return err ? err : frames_renew(&pool->victim);
+	return frames_renew(&pool->frames);
 }
 
 static void register_range(uintptr_t start, uintptr_t end, struct mapping *m, void *ctx)
@@ -346,6 +348,7 @@ static void in_child(void)
 	request_reset_in_child();
 	fault_reset_in_child();
 	evict_reset_in_child();
+	prefetch_reset_in_child();
 	adopting = have_snapshot;
 	have_snapshot = false;
 	if (!adopting || pager_start()) {

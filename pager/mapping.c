@@ -278,9 +278,8 @@ static void fetch_done(struct io *io)
 	if (io->status)
 		server_complain(fetch.server, (uintptr_t)(io->run[0].page << PAGE_SHIFT));
 	for (unsigned i = 0; i < io->npages; i++) {
-		struct frame *f = &pool->fetch.frame[io->frame[i]];
-		page_finish_fetch(&pager.mapping[f->mapping], f->page, io->frame[i], io->status);
-		frame_release(&pool->fetch, io->frame[i]);
+		struct frame *f = &pool->frames.frame[io->frame[i]];
+		page_finish_fetch(&pager.mapping[f->mapping], f->page, io->frame[i], 1, io->status);
 	}
 	if (!io->status) {
 		pool_count(pool, prefetched, io->npages);
@@ -297,7 +296,7 @@ static void fetch_done(struct io *io)
 }
 
 /* Fetch REMOTE pages from page on that are on one memserver, up to a batch; *page is moved behind what was looked at.
- * 0, -EAGAIN: no room now; or the error of the read. Half of the frames are left to faults. */
+ * 0, -EAGAIN: no room now; or the error of the read. */
 static int fetch_batch(struct mapping *m, uint64_t *page, uint64_t end)
 {
 	struct pool *pool = m->pool;
@@ -307,7 +306,7 @@ static int fetch_batch(struct mapping *m, uint64_t *page, uint64_t end)
 	fetch.io.pool = pool;
 	fetch.server = NULL;
 	pthread_mutex_lock(&pool->lock);
-	for (; *page < end && fetch.io.npages < pool->fetch.count / 2; ++*page) {
+	for (; *page < end && fetch.io.npages < IO_PAGES; ++*page) {
 		*page = skip_untouched(m, *page, end);
 		if (*page == end || m->page[*page].state != PAGE_REMOTE)
 			continue;
@@ -316,16 +315,16 @@ static int fetch_batch(struct mapping *m, uint64_t *page, uint64_t end)
 			err = -EIO;
 		if (err || (fetch.server && server != fetch.server))
 			break;
-		uint32_t frame = pool->fetch.nfree > pool->fetch.count / 4 ? frame_take(&pool->fetch) : SLOT_NONE;
-		err = frame == SLOT_NONE ? -EAGAIN : page_start_fetch(m, *page, frame, PF_PREFETCH);
+		uint32_t got, frame = frames_receive(&pool->frames, 1, &got);
+		err = got ? page_start_fetch(m, *page, frame, PF_PREFETCH) : -EAGAIN;
 		if (err) {
-			if (frame != SLOT_NONE)
-				frame_release(&pool->fetch, frame);
+			if (got)
+				frame_received(&pool->frames, frame, true);
 			break;
 		}
 		fetch.server = server;
 		fetch.io.frame[fetch.io.npages] = frame;
-		io_add(&fetch.io, (m->base >> PAGE_SHIFT) + *page, frame_memory(&pool->fetch, frame));
+		io_add(&fetch.io, (m->base >> PAGE_SHIFT) + *page, frame_memory(&pool->frames, frame));
 	}
 	pthread_mutex_unlock(&pool->lock);
 	evict_kick(pool);
@@ -368,7 +367,8 @@ static int pin_page(struct mapping *m, uint64_t page)
 	} else if (p->state == PAGE_REMOTE) {
 		err = -ENOENT;
 	} else if (p->state == PAGE_FETCHING) {
-		err = -EAGAIN;
+		page_settle(m, page, p->slot);
+		err = p->state == PAGE_FETCHING ? -EAGAIN : 0;
 	} else if (p->state != PAGE_CLEAN && p->state != PAGE_DIRTY) {
 		err = -EIO;
 	}

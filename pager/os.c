@@ -46,8 +46,6 @@ struct uffdio_poison {
 
 static int uffd = -1, mem_fd = -1, pagemap_fd = -1, null_fd = -1;
 static uint64_t features;
-static uint8_t bounce[PAGE_SIZE] __attribute__((aligned(PAGE_SIZE)));
-static pthread_mutex_t bounce_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static int new_uffd(void)
 {
@@ -111,12 +109,22 @@ bool os_has_move(void)
 	return features & UFFD_FEATURE_MOVE;
 }
 
-int os_register(uintptr_t start, size_t len)
+static int register_as(uintptr_t start, size_t len, uint64_t mode)
 {
-	struct uffdio_register reg = { .range = { start, len },
-				       .mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP };
+	struct uffdio_register reg = { .range = { start, len }, .mode = mode };
 
 	return ioctl(uffd, UFFDIO_REGISTER, &reg) ? -errno : 0;
+}
+
+int os_register(uintptr_t start, size_t len)
+{
+	return register_as(start, len, UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
+}
+
+/* UFFDIO_MOVE goes to registered addresses only. Frames are not to fault, so in the one mode that never comes to pass. */
+int os_register_frames(void *frames, size_t len)
+{
+	return os_has_move() ? register_as((uintptr_t)frames, len, UFFDIO_REGISTER_MODE_WP) : 0;
 }
 
 static uint64_t os_now(void)
@@ -190,45 +198,55 @@ static int take_by_copy(uintptr_t page, void *frame)
 
 	if (err)
 		return -EBUSY;
-	if (!os_has_move()) {
-		err = os_peek(page, frame);
-	} else { /* the frame is registered and empty */
-		pthread_mutex_lock(&bounce_lock);
-		err = os_peek(page, bounce);
-		if (!err)
-			err = os_copy((uintptr_t)frame, bounce, false);
-		pthread_mutex_unlock(&bounce_lock);
-	}
+	err = os_peek(page, frame);
 	if (!err)
 		err = os_drop(page, PAGE_SIZE);
 	if (!err)
-		return 0;
-	if (os_has_move())
-		os_drop((uintptr_t)frame, PAGE_SIZE);
+		return 1;
 	os_unprotect(page, PAGE_SIZE);
 	return -EBUSY;
 }
 
-static int os_take(uintptr_t page, void *frame)
+static int os_take(uintptr_t page, void *frame, uint32_t n)
 {
-	struct uffdio_move move = { .dst = (uintptr_t)frame, .src = page, .len = PAGE_SIZE, .mode = UFFDIO_MOVE_MODE_DONTWAKE };
+	struct uffdio_move move = { .dst = (uintptr_t)frame, .src = page, .len = (uint64_t)n * PAGE_SIZE,
+				    .mode = UFFDIO_MOVE_MODE_DONTWAKE };
 
 	if (!os_has_move())
 		return take_by_copy(page, frame);
 	while (ioctl(uffd, UFFDIO_MOVE, &move)) {
+		if (move.move > 0)
+			return (int)(move.move / (int64_t)PAGE_SIZE);
 		if (errno == EBUSY || errno == ENOENT)
 			return -errno;
 		if (errno != EAGAIN)
 			return take_by_copy(page, frame);
 		move.move = 0;
 	}
-	return 0;
+	return (int)n;
 }
 
-static void os_frame_done(void *frame)
+static int os_give(uintptr_t page, void *frame, uint32_t n, bool *moved)
 {
-	if (os_has_move())
-		os_drop((uintptr_t)frame, PAGE_SIZE);
+	struct uffdio_move move = { .dst = page, .src = (uintptr_t)frame, .len = (uint64_t)n * PAGE_SIZE };
+	int err = 0;
+
+	*moved = os_has_move();
+	while (*moved && ioctl(uffd, UFFDIO_MOVE, &move)) {
+		if (move.move > 0)
+			return (int)(move.move / (int64_t)PAGE_SIZE);
+		*moved = errno == EAGAIN;
+		move.move = 0;
+	}
+	if (*moved)
+		return (int)n;
+	err = os_copy(page, frame, false);
+	return err ? err : 1;
+}
+
+static void os_frame_done(void *frame, uint32_t n)
+{
+	os_drop((uintptr_t)frame, (size_t)n * PAGE_SIZE);
 }
 
 /* UFFDIO_POISON (Linux 6.6); else a page of an empty file, which is SIGBUS by itself. */
@@ -254,6 +272,6 @@ static bool os_present(uintptr_t page)
 
 static const struct os_ops linux_ops = {
 	.now = os_now, .copy = os_copy, .unprotect = os_unprotect, .protect = os_protect, .wake = os_wake, .take = os_take,
-	.drop = os_drop, .peek = os_peek, .fail = os_fail, .present = os_present, .frame_done = os_frame_done,
+	.give = os_give, .drop = os_drop, .peek = os_peek, .fail = os_fail, .present = os_present, .frame_done = os_frame_done,
 };
 const struct os_ops *os = &linux_ops;

@@ -6,6 +6,7 @@
  */
 #include "pager.h"
 #include <errno.h>
+#include <xxh_x86dispatch.h>
 
 static const uint8_t zeros[PAGE_SIZE] __attribute__((aligned(PAGE_SIZE)));
 
@@ -21,13 +22,13 @@ bool page_sanity(const struct mapping *m, uint64_t page)
 	case PAGE_REMOTE:
 		return (p->flags & PF_STORED) && page_server(m, page) && !p->pins;
 	case PAGE_FETCHING:
-		return (p->flags & PF_STORED) && pool->fetch.frame[p->slot].page == page;
+		return (p->flags & PF_STORED) && pool->frames.frame[p->slot].page == page;
 	case PAGE_CLEAN:
 	case PAGE_DIRTY:
 		return pool->slot[p->slot].mapping == m->id && pool->slot[p->slot].page == page &&
 		       (p->state == PAGE_CLEAN || page_server(m, page));
 	case PAGE_LEAVING:
-		return (p->flags & PF_WRITING) && pool->victim.frame[p->slot].page == page;
+		return (p->flags & PF_WRITING) && pool->frames.frame[p->slot].page == page;
 	case PAGE_FAILED:
 		return true;
 	}
@@ -42,11 +43,19 @@ static void touch_extent(struct mapping *m, uint64_t page)
 		*extent = EXTENT_TOUCHED;
 }
 
-static void become_resident(struct mapping *m, uint64_t page, uint32_t slot, enum page_state state)
+static void become_resident(struct mapping *m, uint64_t page, uint32_t slot, enum page_state state, uint64_t hash)
 {
 	m->page[page].slot = slot;
 	m->page[page].state = (uint8_t)state;
-	slot_set(m->pool, slot, m, page);
+	slot_set(m->pool, slot, m, page, hash);
+}
+
+/* XXH3 with 64 bits: two contents are taken for equal once in 2^64 comparisons. */
+uint64_t page_hash(const void *frame)
+{
+	uint64_t hash = XXH3_64bits(frame, PAGE_SIZE);
+
+	return hash ? hash : 1;
 }
 
 /* Errors of os->copy that mean that the program has unmapped or replaced the page by itself: nobody waits for it. */
@@ -69,7 +78,7 @@ int page_install_zero(struct mapping *m, uint64_t page, bool write)
 		return err;
 	}
 	touch_extent(m, page);
-	become_resident(m, page, slot, write ? PAGE_DIRTY : PAGE_CLEAN);
+	become_resident(m, page, slot, write ? PAGE_DIRTY : PAGE_CLEAN, 0);
 	pager_assert(page_sanity(m, page));
 	return 0;
 }
@@ -86,46 +95,107 @@ int page_start_fetch(struct mapping *m, uint64_t page, uint32_t frame, uint8_t f
 	p->state = PAGE_FETCHING;
 	p->flags |= flags;
 	p->slot = frame;
-	struct frame *f = &m->pool->fetch.frame[frame];
-	f->mapping = m->id;
-	f->page = page;
-	f->slot = slot;
-	f->busy = true;
+	m->pool->frames.frame[frame] = (struct frame){ .mapping = m->id, .page = page, .slot = slot, .fetching = true };
 	m->inflight++;
 	pager_assert(page_sanity(m, page));
 	return 0;
 }
 
-/* FETCHING -> CLEAN, DIRTY or FAILED; nothing if the page was discarded or unmapped meanwhile. The frame stays the caller's. */
-void page_finish_fetch(struct mapping *m, uint64_t page, uint32_t frame, int status)
+static bool is_coming(const struct mapping *m, uint64_t page, uint32_t frame)
+{
+	return m->page[page].state == PAGE_FETCHING && m->page[page].slot == frame;
+}
+
+static void arrive(struct mapping *m, uint64_t page, uint32_t frame, enum page_state state)
+{
+	struct frame *f = &m->pool->frames.frame[frame];
+
+	m->page[page].flags &= (uint8_t) ~(PF_WANT_WRITE | PF_PREFETCH);
+	become_resident(m, page, f->slot, state, f->hash);
+	pager_assert(page_sanity(m, page));
+}
+
+/* Map a page that has come. One whose hash is known may be written to at once; else its first store has to be noticed. */
+static int map_fetched(struct mapping *m, uint64_t page, uint32_t frame, bool *full)
+{
+	struct frames *frames = &m->pool->frames;
+	bool moved = false, write = frames->frame[frame].hash || (m->page[page].flags & PF_WANT_WRITE);
+	int err = write ? os->give(page_addr(m, page), frame_memory(frames, frame), 1, &moved) :
+			  os->copy(page_addr(m, page), frame_memory(frames, frame), true);
+
+	*full = !moved;
+	if (err >= 0)
+		arrive(m, page, frame, write ? PAGE_DIRTY : PAGE_CLEAN);
+	return err < 0 ? err : 0;
+}
+
+static void finish_one(struct mapping *m, uint64_t page, uint32_t frame, int status)
 {
 	struct page *p = &m->page[page];
 	struct pool *pool = m->pool;
-	uint32_t slot = pool->fetch.frame[frame].slot;
-	bool write = p->flags & PF_WANT_WRITE;
+	bool full = true;
 
-	m->inflight--;
-	pool->fetch.frame[frame].busy = false;
-	if (p->state != PAGE_FETCHING || p->slot != frame) {
-		slot_release(pool, slot);
+	if (!is_coming(m, page, frame)) {
+		slot_release(pool, pool->frames.frame[frame].slot);
 		os->wake(page_addr(m, page), PAGE_SIZE);
+		frame_received(&pool->frames, frame, true);
 		return;
 	}
 	bool wanted = !(p->flags & PF_PREFETCH);
-	p->flags &= (uint8_t) ~(PF_WANT_WRITE | PF_PREFETCH);
 	if (!status)
-		status = os->copy(page_addr(m, page), frame_memory(&pool->fetch, frame), !write);
-	if (!status) {
-		become_resident(m, page, slot, write ? PAGE_DIRTY : PAGE_CLEAN);
-	} else {
-		slot_release(pool, slot);
+		status = map_fetched(m, page, frame, &full);
+	if (status) {
+		p->flags &= (uint8_t) ~(PF_WANT_WRITE | PF_PREFETCH);
+		slot_release(pool, pool->frames.frame[frame].slot);
 		p->state = PAGE_REMOTE;
 		if (benign(status) || !wanted)
 			os->wake(page_addr(m, page), PAGE_SIZE);
 		else
 			page_fail(m, page);
 	}
+	frame_received(&pool->frames, frame, full);
 	pager_assert(page_sanity(m, page));
+}
+
+/* As many pages as are as they should be, from the first on, in one go; their number. */
+static uint32_t finish_run(struct mapping *m, uint64_t page, uint32_t frame, uint32_t n)
+{
+	struct frames *frames = &m->pool->frames;
+	bool moved = false;
+	uint32_t run = 0;
+
+	while (run < n && is_coming(m, page + run, frame + run) && frames->frame[frame + run].hash)
+		run++;
+	int done = run > 1 ? os->give(page_addr(m, page), frame_memory(frames, frame), run, &moved) : 0;
+	for (int i = 0; i < done; i++) {
+		arrive(m, page + (unsigned)i, frame + (unsigned)i, PAGE_DIRTY);
+		frame_received(frames, frame + (unsigned)i, !moved);
+	}
+	return done > 0 ? (uint32_t)done : 0;
+}
+
+/* FETCHING -> CLEAN, DIRTY or FAILED, for n pages and frames in a row; nothing happens to those that were discarded or unmapped
+ * meanwhile. The frames are put back. */
+void page_finish_fetch(struct mapping *m, uint64_t page, uint32_t frame, uint32_t n, int status)
+{
+	uint32_t i = status ? 0 : finish_run(m, page, frame, n);
+
+	for (; i < n; i++)
+		finish_one(m, page + i, frame + i, status);
+	m->inflight -= n;
+}
+
+/* It is coming, and nobody waits for it. */
+bool page_is_unwanted(const struct mapping *m, uint64_t page, uint32_t frame)
+{
+	return is_coming(m, page, frame) && (m->page[page].flags & PF_PREFETCH);
+}
+
+/* A page that has come and was left in its frame, if that is still so: FETCHING -> DIRTY. */
+void page_settle(struct mapping *m, uint64_t page, uint32_t frame)
+{
+	if (is_coming(m, page, frame) && m->pool->frames.frame[frame].arrived)
+		page_finish_fetch(m, page, frame, 1, 0);
 }
 
 /* ZERO, REMOTE, LEAVING -> FAILED: it can't be had any more. */
@@ -158,70 +228,112 @@ int page_allow_write(struct mapping *m, uint64_t page)
 int page_rescue(struct mapping *m, uint64_t page)
 {
 	struct page *p = &m->page[page];
-	uint32_t slot = slot_take(m->pool);
+	uint32_t slot = slot_take(m->pool), frame = p->slot;
 
 	pager_assert(p->state == PAGE_LEAVING);
 	if (slot == SLOT_NONE)
 		return -EAGAIN;
-	int err = os->copy(page_addr(m, page), frame_memory(&m->pool->victim, p->slot), false);
+	int err = os->copy(page_addr(m, page), frame_memory(&m->pool->frames, frame), false);
 	if (err) {
 		slot_release(m->pool, slot);
 		return err;
 	}
-	become_resident(m, page, slot, PAGE_DIRTY);
+	become_resident(m, page, slot, PAGE_DIRTY, m->pool->frames.frame[frame].stored);
 	pager_assert(page_sanity(m, page));
 	return 0;
 }
 
-/* CLEAN -> REMOTE or ZERO. It is write-protected and we hold the lock that a first store waits for: provably unmodified. */
-int page_drop_clean(struct mapping *m, uint64_t page)
+/* CLEAN -> REMOTE or ZERO, for n pages in a row. They are write-protected and we hold the lock that a first store waits for:
+ * provably unmodified. */
+int page_drop_clean(struct mapping *m, uint64_t page, uint32_t n)
 {
-	struct page *p = &m->page[page];
+	int err = os->drop(page_addr(m, page), (size_t)n * PAGE_SIZE);
 
-	pager_assert(p->state == PAGE_CLEAN && !p->pins);
-	int err = os->drop(page_addr(m, page), PAGE_SIZE);
 	if (err)
 		return err;
-	slot_release(m->pool, p->slot);
-	p->state = p->flags & PF_STORED ? PAGE_REMOTE : PAGE_ZERO;
-	pool_count(m->pool, evicted, 1);
-	stat_add(evicted, 1);
-	pager_assert(page_sanity(m, page));
+	for (uint64_t end = page + n; page < end; page++) {
+		struct page *p = &m->page[page];
+		pager_assert(p->state == PAGE_CLEAN && !p->pins);
+		slot_release(m->pool, p->slot);
+		p->state = p->flags & PF_STORED ? PAGE_REMOTE : PAGE_ZERO;
+		p->flags &= (uint8_t)~PF_WRITTEN;
+		pager_assert(page_sanity(m, page));
+	}
+	pool_count(m->pool, evicted, n);
+	stat_add(evicted, n);
 	return 0;
 }
 
-/* DIRTY -> LEAVING: its bytes are in the victim frame and nowhere else. -EBUSY: it can't leave now. */
-int page_start_leaving(struct mapping *m, uint64_t page, uint32_t frame)
+/* DIRTY -> LEAVING, for n pages in a row: their bytes are in frames in a row and nowhere else. How many left; -EBUSY: the first
+ * can't leave now. */
+int page_start_leaving(struct mapping *m, uint64_t page, uint32_t frame, uint32_t n)
 {
-	struct page *p = &m->page[page];
 	struct pool *pool = m->pool;
+	int left = os->take(page_addr(m, page), frame_memory(&pool->frames, frame), n);
 
-	pager_assert(p->state == PAGE_DIRTY && !(p->flags & PF_WRITING));
-	int err = os->take(page_addr(m, page), frame_memory(&pool->victim, frame));
-	if (err)
-		return err;
-	slot_release(pool, p->slot);
-	p->state = PAGE_LEAVING;
-	p->flags |= PF_WRITING;
-	p->slot = frame;
-	pool->victim.frame[frame].mapping = m->id;
-	pool->victim.frame[frame].page = page;
-	m->inflight++;
-	pool_count(pool, evicted, 1);
-	stat_add(evicted, 1);
+	for (int i = 0; i < left; i++, page++, frame++) {
+		struct page *p = &m->page[page];
+		pager_assert(p->state == PAGE_DIRTY && !(p->flags & PF_WRITING));
+		pool->frames.frame[frame] = (struct frame){ .mapping = m->id, .page = page, .stored = pool->slot[p->slot].hash };
+		slot_release(pool, p->slot);
+		p->state = PAGE_LEAVING;
+		p->flags |= PF_WRITING;
+		p->slot = frame;
+		pager_assert(page_sanity(m, page));
+	}
+	if (left > 0) {
+		m->inflight += (uint32_t)left;
+		pool_count(pool, evicted, (unsigned)left);
+		stat_add(evicted, (unsigned)left);
+	}
+	return left;
+}
+
+/* Is it still this frame that holds the page? */
+bool page_is_leaving(const struct mapping *m, uint64_t page, uint32_t frame)
+{
+	return m->page[page].state == PAGE_LEAVING && m->page[page].slot == frame;
+}
+
+/* LEAVING -> REMOTE: the memserver has these very bytes, nothing is to be written. Or it was wanted again or discarded before its
+ * write began: then there is none. The frame stays the caller's. */
+void page_leave_unwritten(struct mapping *m, uint64_t page, uint32_t frame)
+{
+	struct page *p = &m->page[page];
+
+	m->inflight--;
+	p->flags &= (uint8_t) ~(PF_WRITING | PF_OUTDATED);
+	if (page_is_leaving(m, page, frame)) {
+		p->state = PAGE_REMOTE;
+		p->flags &= (uint8_t)~PF_WRITTEN;
+	}
 	pager_assert(page_sanity(m, page));
-	return 0;
 }
 
 static void mark_stored(struct page *p)
 {
 	if (!(p->flags & PF_STORED))
 		stat_add(remote_bytes, PAGE_SIZE);
-	p->flags |= PF_STORED;
+	p->flags |= PF_STORED | PF_WRITTEN;
 }
 
-/* The write of a page that left has ended: LEAVING -> REMOTE, or -> DIRTY if it failed; one that is back learns that it is over.
- * The frame stays the caller's. */
+/* Its write failed: it has to be here again. */
+static void come_back(struct mapping *m, uint64_t page, uint32_t frame)
+{
+	uint32_t slot = slot_take_over(m->pool);
+	int err = slot == SLOT_NONE ? -ENOMEM : os->copy(page_addr(m, page), frame_memory(&m->pool->frames, frame), false);
+
+	if (!err) {
+		become_resident(m, page, slot, PAGE_DIRTY, 0);
+		return;
+	}
+	if (slot != SLOT_NONE)
+		slot_release(m->pool, slot);
+	page_fail(m, page);
+}
+
+/* A write has ended: LEAVING -> REMOTE, or -> DIRTY if it failed; a page that is here learns what the memserver has now. The
+ * frame stays the caller's. */
 void page_finish_leaving(struct mapping *m, uint64_t page, uint32_t frame, int status)
 {
 	struct page *p = &m->page[page];
@@ -229,46 +341,46 @@ void page_finish_leaving(struct mapping *m, uint64_t page, uint32_t frame, int s
 
 	m->inflight--;
 	p->flags &= (uint8_t) ~(PF_WRITING | PF_OUTDATED);
-	if (p->state == PAGE_LEAVING && p->slot == frame) {
-		if (!status) {
+	if (page_is_leaving(m, page, frame)) {
+		if (status) {
+			come_back(m, page, frame);
+		} else {
 			p->state = PAGE_REMOTE;
 			mark_stored(p);
-		} else {
-			uint32_t slot = slot_take_over(m->pool);
-			status = slot == SLOT_NONE ? -ENOMEM :
-				 os->copy(page_addr(m, page), frame_memory(&m->pool->victim, frame), false);
-			if (!status) {
-				become_resident(m, page, slot, PAGE_DIRTY);
-			} else {
-				if (slot != SLOT_NONE)
-					slot_release(m->pool, slot);
-				page_fail(m, page);
-			}
 		}
-	} else if (!status && !outdated && (p->state == PAGE_DIRTY || p->state == PAGE_CLEAN)) {
-		mark_stored(p);
-	} else if (!outdated && p->state == PAGE_CLEAN) {
-		p->state = PAGE_DIRTY;
-		os->unprotect(page_addr(m, page), PAGE_SIZE);
+	} else if (p->state == PAGE_DIRTY && !outdated) {
+		m->pool->slot[p->slot].hash = status ? 0 : m->pool->frames.frame[frame].hash;
+		if (!status)
+			mark_stored(p);
 	}
 	pager_assert(page_sanity(m, page));
 }
 
-/* LEAVING -> CLEAN: a flushed page comes straight back, write-protected, while its write is under way. Having left, it was
- * not pinned by the kernel, so nothing can have written to it unseen. If it can't come back it simply leaves. */
-void page_stay(struct mapping *m, uint64_t page)
+/* DIRTY, and stays so: its bytes are copied to the frame, to be written from there. What is stored meanwhile differs from them, and
+ * is written again when the page leaves. 1; 0: the memserver has these bytes; -errno. */
+int page_start_flush(struct mapping *m, uint64_t page, uint32_t frame)
 {
 	struct page *p = &m->page[page];
-	uint32_t slot = slot_take_over(m->pool);
+	struct frame *f = &m->pool->frames.frame[frame];
+	void *memory = frame_memory(&m->pool->frames, frame);
 
-	pager_assert(p->state == PAGE_LEAVING);
-	if (slot == SLOT_NONE)
-		return;
-	if (os->copy(page_addr(m, page), frame_memory(&m->pool->victim, p->slot), true))
-		slot_release(m->pool, slot);
-	else
-		become_resident(m, page, slot, PAGE_CLEAN);
-	pager_assert(page_sanity(m, page));
+	pager_assert(p->state == PAGE_DIRTY && !(p->flags & PF_WRITING));
+	int err = os->peek(page_addr(m, page), memory);
+	if (err)
+		return err;
+	*f = (struct frame){ .mapping = m->id, .page = page, .hash = page_hash(memory), .flush = true };
+	if (f->hash == m->pool->slot[p->slot].hash)
+		return 0;
+	p->flags |= PF_WRITING;
+	m->inflight++;
+	return 1;
+}
+
+static void forget_arrived(struct mapping *m, uint32_t frame)
+{
+	slot_release(m->pool, m->pool->frames.frame[frame].slot);
+	frame_received(&m->pool->frames, frame, true);
+	m->inflight--;
 }
 
 /* Any state -> ZERO or HOLE; the caller has already unmapped the page. A copy on the memserver is discarded in the order of
@@ -282,6 +394,8 @@ void page_discard(struct mapping *m, uint64_t page, bool hole)
 		return;
 	if (p->state == PAGE_CLEAN || p->state == PAGE_DIRTY)
 		slot_release(pool, p->slot);
+	if (p->state == PAGE_FETCHING && pool->frames.frame[p->slot].arrived)
+		forget_arrived(m, p->slot);
 	if (p->flags & (PF_STORED | PF_WRITING)) {
 		pool_count(pool, discarded, 1);
 		stat_add(discarded, 1);

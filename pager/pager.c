@@ -16,7 +16,13 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
+#include <sys/sysinfo.h>
 #include <unistd.h>
+
+#define LOOKS 8 /* at the wire, between two looks at anything else */
+#define SPIN_NS 50000u /* polling for a reply: a good round trip is far below, a bad one far above */
+#define CROWDED_NS 150000u /* who yields and comes back after this long has met somebody that computes */
+#define SLEEPY_NS 50000000u /* then we don't poll for this long: who sleeps is woken sooner than who has yielded */
 
 struct pager pager;
 __thread int in_pager __attribute__((tls_model("initial-exec")));
@@ -53,9 +59,9 @@ void pager_kick(unsigned thread)
 
 void pager_synchronize(bool connect)
 {
-	unsigned threads[] = { LANE_FAULT, LANE_WRITE, LANES };
+	unsigned threads[] = { LANE_FAULT, LANE_WRITE, LANE_PREFETCH, LANES };
 
-	for (unsigned i = 0; i < (connect ? 3u : 2u); i++) {
+	for (unsigned i = 0; i < (connect ? 4u : 3u); i++) {
 		uint64_t seen = pager.turn[threads[i]];
 		/* Two turns: the one under way may have begun with what is now gone. */
 		while (pager.turn[threads[i]] < seen + 2) {
@@ -129,6 +135,35 @@ bool pager_progress(unsigned thread)
 	return moved;
 }
 
+/* Poll a thread's lanes for as long as replies come soon; between the looks, whoever else wants this processor gets it (the
+ * memserver may need this very one), and `other` looks after something else: true if that was something. */
+void pager_spin(unsigned thread, bool (*other)(void))
+{
+	static _Atomic uint64_t sleepy;
+	uint64_t since = os->now(), now = since;
+
+	if (now < sleepy || pager.processors == 1)
+		return;
+	while (pager_pending(thread) && now - since < SPIN_NS) {
+		for (int i = 0; i < LOOKS; i++) {
+			if (!pager_progress(thread))
+				continue;
+			if (!pager_pending(thread))
+				return;
+			since = os->now();
+		}
+		uint64_t before = os->now();
+		sched_yield();
+		now = os->now();
+		if (now - before > CROWDED_NS)
+			sleepy = now + SLEEPY_NS;
+		if (other && other())
+			since = now;
+		if (now < sleepy)
+			return;
+	}
+}
+
 /* ---- start ---- */
 
 static int leave_files(void)
@@ -183,6 +218,8 @@ static int set_up(void)
 	if (!err)
 		err = spawn(evict_main, "coal-evict");
 	if (!err)
+		err = spawn(prefetch_main, "coal-prefetch");
+	if (!err)
 		err = spawn(connect_main, "coal-connect");
 	if (!err)
 		err = spawn(touch_main, "coal-touch");
@@ -194,6 +231,7 @@ static void *first_main(void *arg)
 	(void)arg;
 	in_pager = 1;
 	pager.pid = getpid();
+	pager.processors = get_nprocs();
 	start_error = set_up();
 	start_state = start_error ? 2 : 1;
 	futex_wake(&start_state, 1);

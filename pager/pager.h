@@ -2,12 +2,13 @@
 /*
  * pager.h - what the files of the pager share. Theory of operation, invariants and the table of page states: README.md.
  *
- * Threads. A process has one pager with five threads of its own; they share a file-descriptor table that the program can't
+ * Threads. A process has one pager with six threads of its own; they share a file-descriptor table that the program can't
  * see. Only they take the locks below, so no thread of the program that faults can ever hold one.
  *	fault    reads the userfaultfd, owns lane LANE_FAULT of every memserver
  *	control  executes API calls (requests), owns LANE_CONTROL
  *	evict    moves pages out, owns LANE_WRITE: every WRITE and DISCARD goes there, so they stay in order
  *	connect  opens connections for the lanes of the others
+ *	prefetch fetches ahead, owns LANE_PREFETCH
  *	touch    touches pages for evict; may fault, so nothing depends on it
  *
  * The lock is pool->lock; two pools' locks are only held together while a fork is prepared, in order of their index.
@@ -34,7 +35,7 @@
 #define MAX_SERVERS STATPAGE_SERVERS
 #define MAX_POOLS 16
 #define MAX_MAPPINGS (1u << 18)
-#define IO_PAGES 32u /* pages or runs in one request of ours */
+#define IO_PAGES 64u /* pages or runs in one request of ours */
 #define SLACK_PAGES 64u
 
 /* ---- log.c ---- */
@@ -63,18 +64,23 @@ struct os_ops {
 	int (*unprotect)(uintptr_t page, size_t len);                   /* let writes through and wake */
 	int (*protect)(uintptr_t page, size_t len);
 	int (*wake)(uintptr_t page, size_t len);
-	int (*take)(uintptr_t page, void *frame); /* unmap a page and leave its bytes in frame; -EBUSY if it can't leave now */
+	/* Unmap n pages in a row and leave their bytes in frames in a row, which are empty: how many did; -EBUSY if the first can't
+	 * leave now. */
+	int (*take)(uintptr_t page, void *frame, uint32_t n);
+	/* Install n pages in a row from frames in a row, writable, and wake: how many; or -errno. *moved: their frames are empty. */
+	int (*give)(uintptr_t page, void *frame, uint32_t n, bool *moved);
 	int (*drop)(uintptr_t page, size_t len);  /* unmap pages; their bytes are lost */
 	int (*peek)(uintptr_t page, void *to);    /* copy the bytes of a page that is mapped */
 	int (*fail)(uintptr_t page);              /* from now on touching the page is SIGBUS; wakes */
 	bool (*present)(uintptr_t page);
-	void (*frame_done)(void *frame); /* the frame that take() filled may be emptied */
+	void (*frame_done)(void *frame, uint32_t n); /* empty frames in a row */
 };
 extern const struct os_ops *os;
 int os_open_uffd(void);
 void os_close_uffd(void);
 int os_uffd(void);
 int os_register(uintptr_t start, size_t len);
+int os_register_frames(void *frames, size_t len);
 int os_protect_all(uintptr_t start, size_t len);
 bool os_has_move(void);
 
@@ -86,6 +92,7 @@ enum page_state { PAGE_ZERO, PAGE_REMOTE, PAGE_FETCHING, PAGE_CLEAN, PAGE_DIRTY,
 #define PF_WANT_WRITE 0x04u /* FETCHING: a store waits, install writable */
 #define PF_PREFETCH 0x08u   /* FETCHING: nobody waits yet */
 #define PF_OUTDATED 0x10u   /* discarded while a write was in flight: what that write stores is discarded after it */
+#define PF_WRITTEN 0x20u    /* was modified when it was here last: it comes back writable, and by its hash we see if it changed */
 
 struct page {
 	uint32_t slot; /* CLEAN, DIRTY: slot in the pool's resident table; FETCHING, LEAVING: frame */
@@ -115,26 +122,33 @@ struct mapping {
 struct slot {
 	uint64_t mapping : 20; /* 0: free */
 	uint64_t page : 44;    /* free: the next free slot + 1 */
+	uint64_t hash;         /* page_hash() of the memserver's copy; 0: not known */
 };
 
 /* A page buffer of the pager. */
 struct frame {
-	uint32_t next;    /* in the free list */
 	uint32_t mapping; /* whose page is here or will be */
+	uint32_t slot;    /* FETCHING: taken for the page when it comes */
 	uint64_t page;
-	uint32_t slot;  /* FETCHING: taken for the page when it comes */
-	bool busy;      /* a fetch is under way, slot is valid */
-	uint64_t start; /* when its fault came */
+	uint64_t hash;   /* of its bytes; 0: not known */
+	uint64_t stored; /* LEAVING: hash of the memserver's copy; 0: not known */
+	uint64_t start;  /* FETCHING: when its fault came */
+	uint32_t next;   /* in the queue of frames to be written: frame + 1 */
+	bool fetching;   /* slot is valid */
+	bool flush, zero;
+	bool arrived; /* FETCHING: its bytes are here, and it waits to be touched */
 };
 
 struct frames {
 	uint8_t *memory;
 	struct frame *frame;
-	uint32_t count, free, nfree;
+	uint64_t *full, *empty; /* bitmaps of those not in use: with memory, without */
+	uint32_t count, nfull, nempty, leaving;
+	uint32_t limit; /* of nfull + leaving */
 };
 
 /* ---- lanes and fabrics: lane.c, sock.c ---- */
-enum lane_index { LANE_FAULT, LANE_CONTROL, LANE_WRITE, LANES };
+enum lane_index { LANE_FAULT, LANE_CONTROL, LANE_WRITE, LANE_PREFETCH, LANES };
 
 struct io {
 	struct io *next, *prev;    /* lane */
@@ -234,6 +248,16 @@ struct server {
 #define DISCARD_MAX (1u << 20)
 #define DISCARD_HIGH (DISCARD_MAX / 2) /* mapping_discard lets the queue drain before it adds more */
 
+/* Pages to be fetched before they are asked for. */
+#define READAHEAD_PLANS 8u /* of one fault */
+#define PLANS 16u
+#define MARKERS 16u
+struct plan {
+	uint32_t mapping, n;
+	uint64_t page;
+	uint64_t marker; /* this one is left unmapped when it has come, so that its touch is noticed */
+};
+
 struct pool {
 	pthread_mutex_t lock; /* page states, slots, frames, promises of this pool */
 	struct coal_key key;
@@ -243,10 +267,15 @@ struct pool {
 	struct server server[MAX_SERVERS];
 	/* resident.c */
 	struct slot *slot;
-	uint32_t nslots, slot_hand, free_slot, nfree_slots;
+	uint32_t nslots, slot_hand, free_slot, last_free;
 	uint32_t resident, pinned;
 	uint32_t looked_in_vain; /* evict thread: slots since a page left */
-	struct frames fetch, victim;
+	struct frames frames;
+	uint32_t write_first, write_last; /* frames that wait to be written, + 1 */
+	uint32_t sorting;                 /* frames that have left and are being looked at */
+	struct plan plan[PLANS + 1];
+	uint32_t marker[MARKERS]; /* frames with pages that have come and wait to be touched, + 1; in the order they came */
+	unsigned nplans, next_marker;
 	bool slot_waiters; /* faults wait for a slot or frame */
 	_Atomic bool evict_wanted;
 	struct coal_stats stats;
@@ -258,6 +287,7 @@ struct pool {
 struct pager {
 	_Atomic int running;
 	pid_t pid;
+	int processors;
 	_Atomic(struct pool *) pool[MAX_POOLS];
 	struct mapping *mapping; /* table by id */
 	uint32_t nmapping;
@@ -274,6 +304,7 @@ extern __thread int in_pager __attribute__((tls_model("initial-exec")));
 int pager_start(void); /* from a thread of the program: returns when all run */
 void pager_kick(unsigned thread);
 void pager_synchronize(bool connect); /* control thread: the others (connect too?) have finished what they were doing */
+void pager_spin(unsigned thread, bool (*other)(void));
 int pager_wait(unsigned thread, int extra_fd, uint64_t until); /* poll the thread's lanes and its efd */
 bool pager_progress(unsigned thread); /* of its lanes; true if a request was done */
 bool pager_pending(unsigned thread); /* a lane of the thread waits for replies */
@@ -288,19 +319,26 @@ struct mapping *range_next(uintptr_t addr, uintptr_t end, uintptr_t *start, uint
 bool range_covered(uintptr_t start, uintptr_t end);
 void range_each(void (*fn)(uintptr_t start, uintptr_t end, struct mapping *m, void *ctx), void *ctx);
 
-/* resident.c: slots and frames; all under pool->lock */
+/* resident.c: slots; all under pool->lock */
 int resident_init(struct pool *pool);
 void resident_free(struct pool *pool);
 uint32_t slot_take(struct pool *pool);      /* SLOT_NONE when the budget is used up */
 uint32_t slot_take_over(struct pool *pool); /* beyond the budget: a page that could not leave comes back */
-void slot_set(struct pool *pool, uint32_t slot, struct mapping *m, uint64_t page);
+void slot_set(struct pool *pool, uint32_t slot, struct mapping *m, uint64_t page, uint64_t hash);
 void slot_release(struct pool *pool, uint32_t slot);
 /* The next page that may leave, in order of arrival, looking at *steps slots at most; false when there is none. */
-bool resident_victim(struct pool *pool, uint32_t *steps, struct mapping **m, uint64_t *page);
-void resident_put_back(struct pool *pool); /* the last victim keeps its turn */
-uint32_t frame_take(struct frames *f);
-void frame_release(struct frames *f, uint32_t frame);
-int frames_renew(struct frames *f); /* child of a fork: none is in use, their memory was not inherited */
+/* With those that follow it in its mapping and in order, in the same state: *n <= most. */
+bool resident_victim(struct pool *pool, uint32_t *steps, uint32_t most, struct mapping **m, uint64_t *page, uint32_t *n);
+void resident_put_back(struct pool *pool, uint32_t n); /* the last n victims keep their turn */
+
+/* frame.c: all under pool->lock. Frames are taken in runs side by side, of *got <= want; put back one by one. */
+int frames_init(struct frames *f, uint32_t count, uint32_t limit);
+void frames_free(struct frames *f);
+int frames_renew(struct frames *f);
+uint32_t frames_receive(struct frames *f, uint32_t want, uint32_t *got);
+void frame_received(struct frames *f, uint32_t frame, bool full);
+uint32_t frames_leave(struct frames *f, uint32_t want, uint32_t *got);
+void frame_left(struct frames *f, uint32_t frame, bool full);
 static inline void *frame_memory(const struct frames *f, uint32_t frame)
 {
 	return f->memory + (size_t)frame * PAGE_SIZE;
@@ -319,18 +357,23 @@ static inline struct server *page_server(const struct mapping *m, uint64_t page)
 bool page_sanity(const struct mapping *m, uint64_t page);
 int page_install_zero(struct mapping *m, uint64_t page, bool write);
 int page_start_fetch(struct mapping *m, uint64_t page, uint32_t frame, uint8_t flags);
-void page_finish_fetch(struct mapping *m, uint64_t page, uint32_t frame, int status);
+void page_finish_fetch(struct mapping *m, uint64_t page, uint32_t frame, uint32_t n, int status);
+bool page_is_unwanted(const struct mapping *m, uint64_t page, uint32_t frame);
+void page_settle(struct mapping *m, uint64_t page, uint32_t frame);
 void page_fail(struct mapping *m, uint64_t page);
 int page_allow_write(struct mapping *m, uint64_t page);
 int page_rescue(struct mapping *m, uint64_t page);
-int page_drop_clean(struct mapping *m, uint64_t page);
-int page_start_leaving(struct mapping *m, uint64_t page, uint32_t frame);
+int page_drop_clean(struct mapping *m, uint64_t page, uint32_t n);
+int page_start_leaving(struct mapping *m, uint64_t page, uint32_t frame, uint32_t n);
 void page_finish_leaving(struct mapping *m, uint64_t page, uint32_t frame, int status);
-void page_stay(struct mapping *m, uint64_t page);
+bool page_is_leaving(const struct mapping *m, uint64_t page, uint32_t frame);
+int page_start_flush(struct mapping *m, uint64_t page, uint32_t frame);
+uint64_t page_hash(const void *frame);
 void page_discard(struct mapping *m, uint64_t page, bool hole);
 void page_vanished(struct mapping *m, uint64_t page);
 void page_refuse(struct mapping *m, uint64_t page);
 void page_leave_zero(struct mapping *m, uint64_t page);
+void page_leave_unwritten(struct mapping *m, uint64_t page, uint32_t frame);
 
 /* pool.c */
 int pool_open(const char *spec, const char *key_file, const struct coal_pool_opts *opts, struct pool **out); /* control thread */
@@ -366,12 +409,23 @@ void *touch_main(void *arg);
 void place_note(uint32_t tid); /* a fault of this thread has been read */
 void place_reset(void);
 
+/* readahead.c: plans for a page that a fault asked for; ahead of it at most `most` pages. Their number. */
+unsigned readahead_note(const struct mapping *m, uint64_t page, uint32_t most, struct plan plans[READAHEAD_PLANS]);
+void readahead_reset(void);
+
+/* prefetch.c */
+void prefetch_plan(struct mapping *m, const struct plan *plan); /* under pool->lock; then pager_kick(LANE_PREFETCH) */
+void *prefetch_main(void *arg);
+void prefetch_reset_in_child(void);
+
 /* fault.c, evict.c, control.c */
 void *fault_main(void *arg);
+void fault_record(enum stat_kind kind, uint64_t start);
 void fault_reset_in_child(void);
 void *evict_main(void *arg);
 bool evict_make_room(struct pool *pool); /* under lock: drop clean pages for a fault; true if a slot is free now */
 uint64_t evict_low(const struct pool *pool); /* fewer free slots than this: time to evict */
+bool evict_pages(struct pool *pool, uint64_t want); /* under lock, which is let go for a while: have slots free; false: too few */
 void evict_kick(struct pool *pool);
 void evict_discard(struct server *server, uint64_t region_page, uint64_t n); /* under pool->lock */
 int evict_flush(struct mapping *m, uint64_t page, uint64_t n); /* control thread: waits */

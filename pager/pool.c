@@ -162,10 +162,9 @@ static void pool_free(struct pool *pool)
 	mem_unmap(pool, sizeof(*pool));
 }
 
-/* Victim frames receive pages by UFFDIO_MOVE, for which their addresses have to be registered. */
 int pool_register_frames(struct pool *pool)
 {
-	return os_has_move() ? os_register((uintptr_t)pool->victim.memory, (size_t)pool->victim.count * PAGE_SIZE) : 0;
+	return os_register_frames(pool->frames.memory, (size_t)pool->frames.count * PAGE_SIZE);
 }
 
 int pool_open(const char *spec, const char *key_file, const struct coal_pool_opts *opts, struct pool **out)

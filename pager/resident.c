@@ -1,55 +1,33 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * resident.c - the slots of a pool's budget and the page buffers (frames) beside it.
+ * resident.c - the slots of a pool's budget, and the order in which pages leave.
  *
  * Every resident page owns a slot; there are as many slots as the budget has pages, so residency cannot exceed it. A few
- * more (as many as victim frames) are kept for pages that have to come back because they can't be written. Victims are
- * taken in slot order by a hand that goes round: a freed slot is the first to be filled again, right behind the hand, so
- * this is first-in first-out without links. Pages that are used again soon are rescued from their victim frame.
+ * more (as many as frames beyond the budget) are kept for pages that have to come back because they can't be written.
+ * Victims are taken in slot order by a hand that goes round. Slots are filled again in the order in which they were freed,
+ * right behind the hand, so this is first-in first-out without links, and pages that came in a row leave in a row.
  *
  * Everything here is called under pool->lock.
  */
 #include "pager.h"
 #include <errno.h>
 
-int frames_renew(struct frames *f)
-{
-	f->memory = mem_map((size_t)f->count * PAGE_SIZE, MEM_FRAMES);
-	f->free = 0;
-	f->nfree = f->count;
-	for (uint32_t i = 0; i < f->count; i++)
-		f->frame[i] = (struct frame){ .next = i + 1 };
-	return f->memory ? 0 : -ENOMEM;
-}
-
-static int frames_init(struct frames *f, uint32_t count)
-{
-	f->frame = mem_map(count * sizeof(*f->frame), MEM_META);
-	f->count = count;
-	return f->frame ? frames_renew(f) : -ENOMEM;
-}
-
-static void frames_free(struct frames *f)
-{
-	if (f->memory)
-		mem_unmap(f->memory, (size_t)f->count * PAGE_SIZE);
-	if (f->frame)
-		mem_unmap(f->frame, f->count * sizeof(*f->frame));
-}
+#define RECEIVING 320u /* frames for pages that come, which own a slot */
 
 int resident_init(struct pool *pool)
 {
 	uint32_t slack = pool->budget / 100 > SLACK_PAGES ? (uint32_t)(pool->budget / 100) : SLACK_PAGES;
-	uint32_t fetch = 24, victim = slack - fetch - 4 < 1024 ? slack - fetch - 4 : 1024;
+	uint32_t limit = slack - 4 < 1024 ? slack - 4 : 1024; /* a few pages are here and in a frame for a moment */
 
-	pool->nslots = (uint32_t)pool->budget + victim;
+	pool->nslots = (uint32_t)pool->budget + limit;
 	pool->slot = mem_map(pool->nslots * sizeof(*pool->slot), MEM_META);
-	if (!pool->slot || frames_init(&pool->fetch, fetch) || frames_init(&pool->victim, victim))
+	if (!pool->slot || frames_init(&pool->frames, limit + RECEIVING, limit))
 		return -ENOMEM;
 	for (uint32_t i = 0; i < pool->nslots; i++)
 		pool->slot[i].page = i + 2;
+	pool->slot[pool->nslots - 1].page = 0;
 	pool->free_slot = 1;
-	pool->nfree_slots = (uint32_t)pool->budget;
+	pool->last_free = pool->nslots;
 	return 0;
 }
 
@@ -57,8 +35,7 @@ void resident_free(struct pool *pool)
 {
 	if (pool->slot)
 		mem_unmap(pool->slot, pool->nslots * sizeof(*pool->slot));
-	frames_free(&pool->fetch);
-	frames_free(&pool->victim);
+	frames_free(&pool->frames);
 }
 
 /* Take a free slot beyond the budget: only for pages that were resident a moment ago and can't leave. */
@@ -68,6 +45,9 @@ static uint32_t slot_pop(struct pool *pool)
 
 	pager_assert(pool->free_slot && pool->slot[slot].mapping == 0);
 	pool->free_slot = (uint32_t)pool->slot[slot].page;
+	if (!pool->free_slot)
+		pool->last_free = 0;
+	pool->slot[slot].hash = 0;
 	count_store(pool->resident, pool->resident + 1);
 	stat_add(resident_bytes, PAGE_SIZE);
 	return slot;
@@ -87,18 +67,23 @@ uint32_t slot_take_over(struct pool *pool)
 	return slot_pop(pool);
 }
 
-void slot_set(struct pool *pool, uint32_t slot, struct mapping *m, uint64_t page)
+void slot_set(struct pool *pool, uint32_t slot, struct mapping *m, uint64_t page, uint64_t hash)
 {
 	pool->slot[slot].mapping = m->id;
 	pool->slot[slot].page = page;
+	pool->slot[slot].hash = hash;
 }
 
 void slot_release(struct pool *pool, uint32_t slot)
 {
 	pager_assert(pool->resident > 0);
 	pool->slot[slot].mapping = 0;
-	pool->slot[slot].page = pool->free_slot;
-	pool->free_slot = slot + 1;
+	pool->slot[slot].page = 0;
+	if (pool->last_free)
+		pool->slot[pool->last_free - 1].page = slot + 1;
+	else
+		pool->free_slot = slot + 1;
+	pool->last_free = slot + 1;
 	count_store(pool->resident, pool->resident - 1);
 	stat_add(resident_bytes, -(uint64_t)PAGE_SIZE);
 }
@@ -116,43 +101,31 @@ static bool may_leave(const struct mapping *m, uint64_t page)
 	return true;
 }
 
-bool resident_victim(struct pool *pool, uint32_t *steps, struct mapping **m, uint64_t *page)
+static void advance(struct pool *pool)
 {
-	while (*steps) {
+	if (++pool->slot_hand == pool->nslots)
+		pool->slot_hand = 0;
+}
+
+bool resident_victim(struct pool *pool, uint32_t *steps, uint32_t most, struct mapping **m, uint64_t *page, uint32_t *n)
+{
+	for (*n = 0; *n < most && *steps; --*steps) {
 		struct slot slot = pool->slot[pool->slot_hand];
+		struct mapping *owner = &pager.mapping[slot.mapping];
+		bool may = slot.mapping && may_leave(owner, slot.page);
 
-		--*steps;
-		if (++pool->slot_hand == pool->nslots)
-			pool->slot_hand = 0;
-		if (!slot.mapping)
-			continue;
-		*m = &pager.mapping[slot.mapping];
-		*page = slot.page;
-		if (may_leave(*m, *page))
-			return true;
+		if (*n && (!may || owner != *m || slot.page != *page + *n || owner->page[slot.page].state != (*m)->page[*page].state))
+			break;
+		advance(pool);
+		if (may && !(*n)++) {
+			*m = owner;
+			*page = slot.page;
+		}
 	}
-	return false;
+	return *n;
 }
 
-void resident_put_back(struct pool *pool)
+void resident_put_back(struct pool *pool, uint32_t n)
 {
-	pool->slot_hand = (pool->slot_hand ? pool->slot_hand : pool->nslots) - 1;
-}
-
-uint32_t frame_take(struct frames *f)
-{
-	uint32_t frame = f->free;
-
-	if (!f->nfree)
-		return SLOT_NONE;
-	f->free = f->frame[frame].next;
-	f->nfree--;
-	return frame;
-}
-
-void frame_release(struct frames *f, uint32_t frame)
-{
-	f->frame[frame].next = f->free;
-	f->free = frame;
-	f->nfree++;
+	pool->slot_hand = (pool->slot_hand >= n ? pool->slot_hand : pool->slot_hand + pool->nslots) - n;
 }

@@ -327,5 +327,5 @@ def smaps(pid):
 
 
 def is_managed(r):
-    """Registered with userfaultfd, for missing pages or for write protection."""
-    return "um" in r["flags"] or "uw" in r["flags"]
+    """Registered with userfaultfd for missing pages; the pager's frames are so for write protection only."""
+    return "um" in r["flags"]

@@ -147,13 +147,16 @@ static void probe_page(char *page, unsigned i, size_t offset)
 
 static void probe_pass(unsigned limit, int want_resident)
 {
-	static unsigned char resident[MIB / PAGE + 1];
+	static unsigned char resident[MIB / PAGE + 1], probed[MAX_BLOCKS][MIB / PAGE];
 	for (unsigned i = 0; i < blocks; i++) {
 		char *base = (char *)((uintptr_t)block[i] & ~(PAGE - 1));
 		for (size_t off = (size_t)(base - block[i]) & (PAGE - 1); off + PAGE <= MIB && found.sigbus < limit; off += PAGE) {
 			char *page = block[i] + off;
+			unsigned char *done = &probed[i][off / PAGE];
 			must(!mincore(page, PAGE, resident));
-			if ((resident[0] & 1) == want_resident)
+			if (want_resident)
+				*done = resident[0] & 1;
+			if (*done == want_resident) /* readahead brings more while we look */
 				probe_page(page, i, off);
 		}
 	}

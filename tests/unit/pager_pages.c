@@ -76,15 +76,36 @@ static int fake_wake(uintptr_t page, size_t len)
 	return 0;
 }
 
-static int fake_take(uintptr_t page, void *frame)
+static int fake_take(uintptr_t page, void *frame, uint32_t n)
 {
-	struct line *l = at(page);
-	assert_true(l->present);
-	if (refuse_take && !--refuse_take)
-		return -EBUSY;
-	memset(frame, 0, PAGE_SIZE);
-	*(uint64_t *)frame = l->value;
-	l->present = false;
+	for (uint32_t i = 0; i < n; i++) {
+		struct line *l = at(page + i * PAGE_SIZE);
+		uint64_t *to = (uint64_t *)((char *)frame + i * PAGE_SIZE);
+		assert_true(l->present);
+		if (refuse_take && !--refuse_take)
+			return i ? (int)i : -EBUSY;
+		memset(to, 0, PAGE_SIZE);
+		*to = l->value;
+		l->present = false;
+	}
+	return (int)n;
+}
+
+/* Sometimes by copy, and then one page only. */
+static int fake_give(uintptr_t page, void *frame, uint32_t n, bool *moved)
+{
+	*moved = rand() % 4 != 0;
+	n = *moved ? n : 1;
+	for (uint32_t i = 0; i < n; i++)
+		fake_copy(page + i * PAGE_SIZE, (char *)frame + i * PAGE_SIZE, false);
+	return (int)n;
+}
+
+static int fake_peek(uintptr_t page, void *to)
+{
+	assert_true(at(page)->present);
+	memset(to, 0, PAGE_SIZE);
+	*(uint64_t *)to = at(page)->value;
 	return 0;
 }
 
@@ -106,14 +127,15 @@ static bool fake_present(uintptr_t page)
 	return at(page)->present;
 }
 
-static void fake_frame_done(void *frame)
+static void fake_frame_done(void *frame, uint32_t n)
 {
-	*(uint64_t *)frame = 0xdead; /* whoever looks at it again will notice */
+	for (uint32_t i = 0; i < n; i++)
+		*(uint64_t *)((char *)frame + i * PAGE_SIZE) = 0xdead; /* whoever looks at it again will notice */
 }
 
 static const struct os_ops fake = {
 	.now = fake_now, .copy = fake_copy, .unprotect = fake_unprotect, .protect = fake_unprotect, .wake = fake_wake,
-	.take = fake_take, .drop = fake_drop, .fail = fake_fail, .present = fake_present, .frame_done = fake_frame_done,
+	.take = fake_take, .give = fake_give, .peek = fake_peek, .drop = fake_drop, .fail = fake_fail, .present = fake_present, .frame_done = fake_frame_done,
 };
 
 /* ---- the memserver and its lanes ---- */
@@ -138,64 +160,87 @@ static void do_lane(int status)
 		remote[op.page].held = false;
 		return;
 	}
-	void *frame = frame_memory(&pool->victim, op.frame);
+	void *frame = frame_memory(&pool->frames, op.frame);
 	if (!status) {
 		remote[op.page].held = true;
 		remote[op.page].value = *(uint64_t *)frame;
 	}
 	page_finish_leaving(m, op.page, op.frame, status);
-	os->frame_done(frame);
-	frame_release(&pool->victim, op.frame);
+	frame_left(&pool->frames, op.frame, true);
 }
 
 static void do_fetch(void)
 {
 	uint32_t frame = fetching[0];
-	uint64_t page = pool->fetch.frame[frame].page;
+	struct frame *f = &pool->frames.frame[frame];
+	uint64_t page = f->page;
 
 	memmove(fetching, fetching + 1, --nfetching * sizeof(fetching[0]));
 	if (m->page[page].state == PAGE_FETCHING && m->page[page].slot == frame)
 		assert_true(remote[page].held); /* never asks for what is not there */
-	memset(frame_memory(&pool->fetch, frame), 0, PAGE_SIZE);
-	*(uint64_t *)frame_memory(&pool->fetch, frame) = remote[page].value;
-	page_finish_fetch(m, page, frame, 0);
-	frame_release(&pool->fetch, frame);
+	memset(frame_memory(&pool->frames, frame), 0, PAGE_SIZE);
+	*(uint64_t *)frame_memory(&pool->frames, frame) = remote[page].value;
+	if (rand() % 2)
+		f->hash = page_hash(frame_memory(&pool->frames, frame));
+	page_finish_fetch(m, page, frame, 1, 0);
 }
 
-static bool leave(uint64_t page, bool stay)
+static bool leave(uint64_t page)
 {
 	queue_discards();
-	uint32_t frame = frame_take(&pool->victim);
-	if (frame == SLOT_NONE)
+	uint32_t got, frame = frames_leave(&pool->frames, 1, &got);
+	if (!got)
 		return false;
-	if (page_start_leaving(m, page, frame)) {
-		frame_release(&pool->victim, frame);
+	if (page_start_leaving(m, page, frame, 1) != 1) {
+		frame_left(&pool->frames, frame, false);
 		return false;
 	}
-	if (!stay && !*(uint64_t *)frame_memory(&pool->victim, frame)) {
+	struct frame *f = &pool->frames.frame[frame];
+	uint64_t value = *(uint64_t *)frame_memory(&pool->frames, frame);
+	f->hash = page_hash(frame_memory(&pool->frames, frame));
+	if (f->hash == f->stored) {
+		assert_true(remote[page].held);
+		assert_int_equal(remote[page].value, value);
+		page_leave_unwritten(m, page, frame);
+		frame_left(&pool->frames, frame, true);
+	} else if (!value) {
 		page_leave_zero(m, page);
-		frame_release(&pool->victim, frame);
-		return true;
+		frame_left(&pool->frames, frame, true);
+	} else {
+		lane[nlane++] = (struct lane_op){ .page = page, .frame = frame };
 	}
-	lane[nlane++] = (struct lane_op){ .page = page, .frame = frame };
-	if (stay)
-		page_stay(m, page);
 	return true;
+}
+
+static void flush_one(uint64_t page)
+{
+	queue_discards();
+	uint32_t got, frame = frames_leave(&pool->frames, 1, &got);
+	if (!got)
+		return;
+	int started = page_start_flush(m, page, frame);
+	assert_in_range(started, 0, 1);
+	if (started) {
+		lane[nlane++] = (struct lane_op){ .page = page, .frame = frame };
+	} else {
+		assert_int_equal(remote[page].value, kernel[page].value);
+		frame_left(&pool->frames, frame, true);
+	}
 }
 
 static void evict_one(void)
 {
 	struct mapping *who;
-	uint32_t steps = pool->nslots;
+	uint32_t steps = pool->nslots, n;
 	uint64_t page;
 
-	if (!resident_victim(pool, &steps, &who, &page))
+	if (!resident_victim(pool, &steps, 1, &who, &page, &n))
 		return;
 	assert_ptr_equal(who, m);
 	if (m->page[page].state == PAGE_CLEAN)
-		assert_int_equal(page_drop_clean(m, page), 0);
+		assert_int_equal(page_drop_clean(m, page, 1), 0);
 	else
-		leave(page, false);
+		leave(page);
 }
 
 /* ---- the program ---- */
@@ -204,7 +249,7 @@ static void evict_one(void)
 static void fault(uint64_t page, bool write)
 {
 	struct page *p = &m->page[page];
-	uint32_t frame;
+	uint32_t frame, got;
 
 	switch (p->state) {
 	case PAGE_ZERO:
@@ -212,11 +257,12 @@ static void fault(uint64_t page, bool write)
 			page_install_zero(m, page, write);
 		break;
 	case PAGE_REMOTE:
-		frame = nfetching < 32 ? frame_take(&pool->fetch) : SLOT_NONE;
-		if (frame == SLOT_NONE)
+		if (nfetching == 32)
 			break;
+		frame = frames_receive(&pool->frames, 1, &got);
+		assert_int_equal(got, 1);
 		if (page_start_fetch(m, page, frame, write ? PF_WANT_WRITE : 0))
-			frame_release(&pool->fetch, frame);
+			frame_received(&pool->frames, frame, true);
 		else
 			fetching[nfetching++] = frame;
 		break;
@@ -286,10 +332,11 @@ static void step(bool failures)
 		break;
 	default:
 		if (m->page[page].state == PAGE_DIRTY && !(m->page[page].flags & PF_WRITING))
-			leave(page, true);
+			flush_one(page);
 		refuse_take = rand() % 8 == 0;
 	}
-	assert_true(pool->resident <= pool->budget + pool->victim.count);
+	assert_true(pool->resident <= pool->nslots);
+	assert_true(pool->frames.nfull + pool->frames.leaving <= pool->frames.limit);
 	for (uint64_t i = 0; i < PAGES; i++)
 		assert_true(page_sanity(m, i));
 }
@@ -341,8 +388,8 @@ static void drain(void)
 	for (queue_discards(); nlane; queue_discards())
 		do_lane(0);
 	assert_int_equal(m->inflight, 0);
-	assert_int_equal(pool->victim.nfree, pool->victim.count);
-	assert_int_equal(pool->fetch.nfree, pool->fetch.count);
+	assert_int_equal(pool->frames.leaving, 0);
+	assert_int_equal(pool->frames.nfull + pool->frames.nempty, pool->frames.count);
 }
 
 static void loads_see_the_last_store(void **state)
@@ -385,7 +432,7 @@ static void a_page_that_is_wanted_again_does_not_use_the_network(void **state)
 {
 	(void)state;
 	access_page(0, true, 7);
-	assert_true(leave(0, false));
+	assert_true(leave(0));
 	assert_int_equal(m->page[0].state, PAGE_LEAVING);
 	fault(0, false);
 	assert_int_equal(m->page[0].state, PAGE_DIRTY);
@@ -398,7 +445,7 @@ static void a_page_of_zeros_is_not_written(void **state)
 {
 	(void)state;
 	access_page(0, true, 0);
-	assert_true(leave(0, false));
+	assert_true(leave(0));
 	assert_int_equal(m->page[0].state, PAGE_ZERO);
 	assert_int_equal(nlane, 0);
 }
