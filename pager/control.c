@@ -93,6 +93,8 @@ static int execute(struct request *r)
 		return err;
 	case REQ_POOL_CLOSE:
 		return pool_close(r->pool);
+	case REQ_SET_BUDGET:
+		return pool_set_budget(r->pool, r->len);
 	case REQ_MAP:
 		r->result = r->addr;
 		return mapping_create(r->pool, r->len, r->flags, &r->result);

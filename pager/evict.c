@@ -40,7 +40,7 @@ static struct {
 
 uint64_t evict_low(const struct pool *pool)
 {
-	uint64_t low = pool->budget / 16;
+	uint64_t low = count_load(pool->budget) / 16;
 
 	return low < 1 ? 1 : low > 64 ? 64 : low;
 }

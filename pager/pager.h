@@ -36,6 +36,8 @@
 #define MAX_MAPPINGS (1u << 18)
 #define IO_PAGES 32u /* pages or runs in one request of ours */
 #define SLACK_PAGES 64u
+#define MIN_BUDGET_PAGES 10u
+#define MAX_BUDGET_PAGES (1u << 30)
 
 /* ---- log.c ---- */
 __attribute__((format(printf, 2, 3))) void log_at(enum coal_log_level level, const char *fmt, ...);
@@ -131,6 +133,7 @@ struct frames {
 	uint8_t *memory;
 	struct frame *frame;
 	uint32_t count, free, nfree;
+	uint32_t limit; /* so many may be in use at once */
 };
 
 /* ---- lanes and fabrics: lane.c, sock.c ---- */
@@ -238,12 +241,12 @@ struct pool {
 	pthread_mutex_t lock; /* page states, slots, frames, promises of this pool */
 	struct coal_key key;
 	uint64_t fail_ns;
-	uint64_t budget; /* pages */
+	uint64_t budget; /* pages; coal_pool_stats reads it without the lock */
 	unsigned nservers;
 	struct server server[MAX_SERVERS];
 	/* resident.c */
 	struct slot *slot;
-	uint32_t nslots, slot_hand, free_slot, nfree_slots;
+	uint32_t nslots, slot_hand, free_slot;
 	uint32_t resident, pinned;
 	uint32_t looked_in_vain; /* evict thread: slots since a page left */
 	struct frames fetch, victim;
@@ -291,6 +294,8 @@ void range_each(void (*fn)(uintptr_t start, uintptr_t end, struct mapping *m, vo
 /* resident.c: slots and frames; all under pool->lock */
 int resident_init(struct pool *pool);
 void resident_free(struct pool *pool);
+void resident_set_budget(struct pool *pool, uint64_t budget); /* pages; those that are too many have to be evicted yet */
+bool resident_fits(const struct pool *pool);                  /* they are */
 uint32_t slot_take(struct pool *pool);      /* SLOT_NONE when the budget is used up */
 uint32_t slot_take_over(struct pool *pool); /* beyond the budget: a page that could not leave comes back */
 void slot_set(struct pool *pool, uint32_t slot, struct mapping *m, uint64_t page);
@@ -300,6 +305,7 @@ bool resident_victim(struct pool *pool, uint32_t *steps, struct mapping **m, uin
 void resident_put_back(struct pool *pool); /* the last victim keeps its turn */
 uint32_t frame_take(struct frames *f);
 void frame_release(struct frames *f, uint32_t frame);
+void frames_trim(struct frames *f);
 int frames_renew(struct frames *f); /* child of a fork: none is in use, their memory was not inherited */
 static inline void *frame_memory(const struct frames *f, uint32_t frame)
 {
@@ -335,6 +341,7 @@ void page_leave_zero(struct mapping *m, uint64_t page);
 /* pool.c */
 int pool_open(const char *spec, const char *key_file, const struct coal_pool_opts *opts, struct pool **out); /* control thread */
 int pool_close(struct pool *pool);
+int pool_set_budget(struct pool *pool, uint64_t bytes); /* control thread: waits until the pages have left */
 int pool_register_frames(struct pool *pool);
 int pool_promise(struct mapping *m, uint64_t page); /* under lock: 0, -EAGAIN while credit is asked for, -ENOSPC, -EIO */
 int pool_promise_range(struct mapping *m, uint64_t page, uint64_t n); /* control thread, no lock held: may ask for credit */
@@ -381,7 +388,8 @@ void evict_reset_in_child(void);
 void *control_main(void *arg);
 
 enum request_op {
-	REQ_POOL_OPEN, REQ_POOL_CLOSE, REQ_MAP, REQ_UNMAP, REQ_RESERVE, REQ_DISCARD, REQ_PREFETCH, REQ_FLUSH, REQ_PIN, REQ_UNPIN,
+	REQ_POOL_OPEN, REQ_POOL_CLOSE, REQ_SET_BUDGET, REQ_MAP, REQ_UNMAP, REQ_RESERVE, REQ_DISCARD, REQ_PREFETCH, REQ_FLUSH,
+	REQ_PIN, REQ_UNPIN,
 	REQ_FORK_SNAPSHOT, REQ_FORK_FREEZE, REQ_FORK_THAW, REQ_FORK_WATCH, REQ_EXIT,
 };
 struct request {

@@ -7,10 +7,17 @@
  * taken in slot order by a hand that goes round: a freed slot is the first to be filled again, right behind the hand, so
  * this is first-in first-out without links. Pages that are used again soon are rescued from their victim frame.
  *
+ * The budget may change: the table is sparse and has room for any, and frames beyond what the slack of a smaller budget
+ * allows are not given out. They are given out last in, first out, so those that were not used since frames_trim() are empty.
+ *
  * Everything here is called under pool->lock.
  */
 #include "pager.h"
 #include <errno.h>
+
+#define FETCH_FRAMES 24u
+#define VICTIM_FRAMES 1024u
+#define TABLE_SIZE ((MAX_BUDGET_PAGES + VICTIM_FRAMES) * sizeof(struct slot))
 
 int frames_renew(struct frames *f)
 {
@@ -25,7 +32,7 @@ int frames_renew(struct frames *f)
 static int frames_init(struct frames *f, uint32_t count)
 {
 	f->frame = mem_map(count * sizeof(*f->frame), MEM_META);
-	f->count = count;
+	f->count = f->limit = count;
 	return f->frame ? frames_renew(f) : -ENOMEM;
 }
 
@@ -37,26 +44,49 @@ static void frames_free(struct frames *f)
 		mem_unmap(f->frame, f->count * sizeof(*f->frame));
 }
 
+/* So many that all frames fit into the slack that a budget has. */
+static uint32_t victim_limit(uint64_t budget)
+{
+	uint64_t slack = budget / 100 > SLACK_PAGES ? budget / 100 : SLACK_PAGES, most = slack - FETCH_FRAMES - 4;
+
+	return most < VICTIM_FRAMES ? (uint32_t)most : VICTIM_FRAMES;
+}
+
+/* Slots stay when the budget shrinks: pages that are being written may have to come back to them. */
+static void make_slots(struct pool *pool, uint32_t n)
+{
+	for (uint32_t i = n; i > pool->nslots; i--) {
+		pool->slot[i - 1].page = pool->free_slot;
+		pool->free_slot = i;
+	}
+	pool->nslots = n > pool->nslots ? n : pool->nslots;
+}
+
+void resident_set_budget(struct pool *pool, uint64_t budget)
+{
+	make_slots(pool, (uint32_t)budget + victim_limit(budget));
+	pool->victim.limit = victim_limit(budget);
+	count_store(pool->budget, budget);
+}
+
+bool resident_fits(const struct pool *pool)
+{
+	return pool->resident <= pool->budget && pool->victim.count - pool->victim.nfree <= pool->victim.limit;
+}
+
 int resident_init(struct pool *pool)
 {
-	uint32_t slack = pool->budget / 100 > SLACK_PAGES ? (uint32_t)(pool->budget / 100) : SLACK_PAGES;
-	uint32_t fetch = 24, victim = slack - fetch - 4 < 1024 ? slack - fetch - 4 : 1024;
-
-	pool->nslots = (uint32_t)pool->budget + victim;
-	pool->slot = mem_map(pool->nslots * sizeof(*pool->slot), MEM_META);
-	if (!pool->slot || frames_init(&pool->fetch, fetch) || frames_init(&pool->victim, victim))
+	pool->slot = mem_map(TABLE_SIZE, MEM_META);
+	if (!pool->slot || frames_init(&pool->fetch, FETCH_FRAMES) || frames_init(&pool->victim, VICTIM_FRAMES))
 		return -ENOMEM;
-	for (uint32_t i = 0; i < pool->nslots; i++)
-		pool->slot[i].page = i + 2;
-	pool->free_slot = 1;
-	pool->nfree_slots = (uint32_t)pool->budget;
+	resident_set_budget(pool, pool->budget);
 	return 0;
 }
 
 void resident_free(struct pool *pool)
 {
 	if (pool->slot)
-		mem_unmap(pool->slot, pool->nslots * sizeof(*pool->slot));
+		mem_unmap(pool->slot, TABLE_SIZE);
 	frames_free(&pool->fetch);
 	frames_free(&pool->victim);
 }
@@ -143,7 +173,7 @@ uint32_t frame_take(struct frames *f)
 {
 	uint32_t frame = f->free;
 
-	if (!f->nfree)
+	if (!f->nfree || f->count - f->nfree >= f->limit)
 		return SLOT_NONE;
 	f->free = f->frame[frame].next;
 	f->nfree--;
@@ -155,4 +185,13 @@ void frame_release(struct frames *f, uint32_t frame)
 	f->frame[frame].next = f->free;
 	f->free = frame;
 	f->nfree++;
+}
+
+/* Free the memory of the frames that are not in use. */
+void frames_trim(struct frames *f)
+{
+	uint32_t frame = f->free;
+
+	for (uint32_t i = 0; i < f->nfree; i++, frame = f->frame[frame].next)
+		os->drop((uintptr_t)frame_memory(f, frame), PAGE_SIZE);
 }

@@ -355,6 +355,46 @@ static void loads_see_the_last_store(void **state)
 	assert_true(pool->resident <= pool->budget);
 }
 
+/* Other budgets now and then; once the pages that are too many have left, the new bound holds. */
+static void the_budget_may_change_at_any_time(void **state)
+{
+	(void)state;
+	srand(4);
+	for (int i = 0; i < STEPS; i++) {
+		step(i % 3 == 0);
+		if (i % 500)
+			continue;
+		resident_set_budget(pool, BUDGET + (uint64_t)rand() % (2 * PAGES));
+		while (!resident_fits(pool)) {
+			evict_one();
+			queue_discards();
+			if (nlane)
+				do_lane(0);
+		}
+		assert_true(pool->resident <= pool->budget);
+		assert_true(pool->victim.count - pool->victim.nfree + pool->fetch.count <= SLACK_PAGES);
+	}
+	drain();
+	for (uint64_t i = 0; i < PAGES; i++)
+		assert_false(failed[i]);
+}
+
+static void frames_beyond_the_slack_of_the_budget_are_not_given_out(void **state)
+{
+	(void)state;
+	uint32_t small = 0;
+	while (frame_take(&pool->victim) != SLOT_NONE)
+		small++;
+	assert_true(small > 0 && small + pool->fetch.count <= SLACK_PAGES);
+	resident_set_budget(pool, 100 * 2 * SLACK_PAGES);
+	uint32_t more = 0;
+	while (frame_take(&pool->victim) != SLOT_NONE)
+		more++;
+	assert_int_equal(more, SLACK_PAGES);
+	resident_set_budget(pool, BUDGET);
+	assert_false(resident_fits(pool));
+}
+
 static void writes_that_fail_lose_nothing(void **state)
 {
 	(void)state;
@@ -408,6 +448,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(loads_see_the_last_store, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(writes_that_fail_lose_nothing, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(the_budget_may_change_at_any_time, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(frames_beyond_the_slack_of_the_budget_are_not_given_out, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(what_is_discarded_leaves_the_memserver, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(a_page_that_is_wanted_again_does_not_use_the_network, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(a_page_of_zeros_is_not_written, set_up, tear_down),
