@@ -30,7 +30,7 @@ static bool starved; /* this round lacked a batch or a frame */
 static bool held;    /* it met a page that the kernel holds */
 
 static struct {
-	_Atomic int state; /* 0 idle, 1 under way, 2 done */
+	_Atomic int state; /* 0 idle, 1 under way (its caller may have given up), 2 done */
 	struct mapping *m;
 	_Atomic uint64_t page;
 	uint64_t end;
@@ -307,6 +307,7 @@ static void flush_round(struct round *r)
 		flush.inflight++;
 	}
 	if (!flush.inflight) {
+		flush.m->inflight--;
 		flush.state = 2;
 		pager_kick(LANE_CONTROL);
 	}
@@ -388,15 +389,7 @@ int evict_flush(struct mapping *m, uint64_t page, uint64_t n)
 			until = os->now() + m->pool->fail_ns;
 		seen = flush.page;
 	}
-	pthread_mutex_lock(&m->pool->lock);
-	bool done = flush.state == 2;
-	if (done)
-		m->inflight--;
-	int status = done ? flush.status : -EIO;
-	if (done)
-		flush.state = 0;
-	pthread_mutex_unlock(&m->pool->lock);
-	return status;
+	return flush.state == 2 ? flush.status : -EIO;
 }
 
 /* That no request is under way is not enough: the evict thread may be about to make one. It has to say that it rests. */

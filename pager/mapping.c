@@ -159,7 +159,7 @@ static void let_discards_drain(struct pool *pool)
 		for (unsigned i = 0; i < pool->nservers; i++)
 			high |= pool->server[i].ndiscard > DISCARD_HIGH && pool->server[i].state == SERVER_UP;
 		pthread_mutex_unlock(&pool->lock);
-		if (!high)
+		if (!high || fork_pending())
 			return;
 		pager_kick(LANE_WRITE);
 		pager_wait(LANE_CONTROL, -1, os->now() + 1000000);

@@ -432,6 +432,7 @@ void fork_register(void);
 int fork_snapshot(void);
 int fork_freeze(void);
 void fork_thaw(void);
+bool fork_pending(void); /* control thread: there is a snapshot, and its fork has not been made yet */
 int fork_watch(pid_t pid); /* 0: there was no child */
 void fork_reap(void);
 int fork_watch_fd(void); /* readable when a watched child is gone; -1: none */

@@ -150,7 +150,8 @@ void coal_set_log(coal_log_fn fn, void *ctx);
  * For interposers of fork(): take the snapshot that the next fork() of this thread will use, so that a fork for which the
  * memservers have no room can be refused instead of leaving the child without its memory. 0, or -ENOMEM (no room) or
  * -EAGAIN (a memserver can't be reached). coal_fork_finish(pid) tells the pager how that fork() ended, with its return value
- * (call it in the parent only), so that the child's memory is freed as soon as the child is gone.
+ * (call it in the parent only), so that the child's memory is freed as soon as the child is gone. Call nothing else of this
+ * library between coal_fork_begin and fork: what has to write pages back waits until that fork is made.
  * Without these calls fork() works as well; a snapshot that fails is then logged and the child gets no mappings.
  */
 int coal_fork_begin(void);
