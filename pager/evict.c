@@ -359,10 +359,13 @@ static uint64_t serve_pool(struct pool *pool)
 	if (!drained || !more)
 		return UINT64_MAX;
 	pool->looked_in_vain = r.left ? 0 : pool->looked_in_vain + r.looked;
+	pool->met_busy = !r.left && (pool->met_busy || r.busy);
 	if (r.left || (r.looked && pool->looked_in_vain < pool->nslots))
 		return 0;
+	bool busy = pool->met_busy; /* in any of the rounds that it took to look at all slots */
 	pool->looked_in_vain = 0;
-	return r.busy ? BUSY_NS : UINT64_MAX;
+	pool->met_busy = false;
+	return busy ? BUSY_NS : UINT64_MAX;
 }
 
 int evict_flush(struct mapping *m, uint64_t page, uint64_t n)

@@ -428,6 +428,7 @@ int mapping_unpin(uintptr_t addr, size_t len)
 				p.m->pool->pinned--;
 		}
 		pthread_mutex_unlock(&p.m->pool->lock);
+		evict_kick(p.m->pool);
 	}
 	return 0;
 }

@@ -249,6 +249,7 @@ struct pool {
 	uint32_t nslots, slot_hand, free_slot;
 	uint32_t resident, pinned;
 	uint32_t looked_in_vain; /* evict thread: slots since a page left */
+	bool met_busy;           /* evict thread: one of them held a page that can't leave now */
 	struct frames fetch, victim;
 	bool slot_waiters; /* faults wait for a slot or frame */
 	_Atomic bool evict_wanted;

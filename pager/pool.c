@@ -295,8 +295,10 @@ static int shrink(struct pool *pool, uint64_t pages)
 		pthread_mutex_unlock(&pool->lock);
 		if (done)
 			return 0;
-		if (failed)
+		if (failed) {
+			pager_kick(LANE_FAULT); /* there is room again */
 			return any_lost(pool) ? -EIO : -EAGAIN;
+		}
 		evict_kick(pool);
 		refill_pools();
 		pager_wait(LANE_CONTROL, -1, os->now() + SHRINK_LOOK_NS);

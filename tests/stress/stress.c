@@ -98,7 +98,8 @@ static void on_signal(int number, siginfo_t *info, void *context)
 
 	(void)context;
 	area_at(info->si_addr, where, sizeof(where));
-	die("%s at %s", number == SIGBUS ? "SIGBUS" : "SIGSEGV", where);
+	die("%s, %.3f s after the operation began, at %s", number == SIGBUS ? "SIGBUS" : "SIGSEGV",
+	    me->since ? (double)(now_ns() - me->since) / 1e9 : 0, where);
 }
 
 /* ---- the threads ---- */
