@@ -39,11 +39,13 @@ MEMSERVER_SRC := $(wildcard memserver/*.c)
 PFLAT_SRC     := $(wildcard bench/pflat*.c)
 UNIT_SRC      := $(wildcard tests/unit/*.c)
 API_SRC       := $(wildcard tests/api/*.c)
+STRESS_SRC    := $(wildcard tests/stress/*.c)
 obj = $(patsubst %.c,$(B)/obj/%.o,$(1))
 
 BINARIES := $(B)/coal $(B)/memserver $(B)/libcoal.so $(B)/libcoal-malloc.so $(B)/pflat
 UNIT     := $(patsubst tests/unit/%.c,$(B)/tests/unit/%,$(UNIT_SRC))
 API      := $(patsubst tests/api/%.c,$(B)/tests/api/%,$(API_SRC))
+STRESS   := $(B)/tests/stress/stress
 APPS     := $(patsubst tests/apps/%.c,$(B)/tests/apps/%,$(wildcard tests/apps/*.c)) \
 	$(patsubst tests/apps/%.cpp,$(B)/tests/apps/%,$(wildcard tests/apps/*.cpp))
 
@@ -102,6 +104,11 @@ bench: $(B)/pflat $(B)/memserver  ## measure page faults: build/bench/results.js
 bench-quick: $(B)/pflat $(B)/memserver  ## the same in less than a minute, coarser
 	bench/run --build $(B) --quick
 
+$(STRESS): $(call obj,$(STRESS_SRC)) $(B)/libcoal.so
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_LDFLAGS) -Wl,-rpath,'$$ORIGIN/../..' -o $@ $(filter %.o,$^) -L$(B) -lcoal
+
 # Programs that the tests run under `coal run`: plain ones, which know nothing of Coalesce.
 $(B)/tests/apps/%: tests/apps/%.c
 	$(call say,CC,$@)
@@ -118,7 +125,7 @@ SAN_ADDRESS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno
 SAN_THREAD := -fsanitize=thread
 
 .PHONY: tests check check-asan check-tsan demo
-tests: $(UNIT) $(API) $(APPS)  ## build the tests
+tests: $(UNIT) $(API) $(STRESS) $(APPS)  ## build the tests
 
 check: deps  ## install what is missing, build, run all tests
 	@$(MAKE) -j$(shell nproc) --no-print-directory all tests
@@ -133,12 +140,19 @@ check-tsan: deps  ## the tests that can, with the thread sanitizer
 	@$(MAKE) -j$(shell nproc) --no-print-directory B=$(B)/tsan SAN='$(SAN_THREAD)' $(B)/tsan/memserver tests
 	@TSAN_OPTIONS='suppressions=$(CURDIR)/tests/tsan.supp log_path=$(B)/tsan/report' COAL_BUILD=$(B)/tsan COAL_SANITIZED=1 setarch -R $(PYTHON) -m pytest -q </dev/null
 
+SECONDS ?= 120
+.PHONY: check-stress
+check-stress: deps  ## the stress test for SECONDS (120) on each path: UFFDIO_MOVE, and what is used without it
+	@$(MAKE) -j$(shell nproc) --no-print-directory $(B)/memserver $(STRESS)
+	$(STRESS) --path move --seconds $(SECONDS)
+	$(STRESS) --path fallback --seconds $(SECONDS)
+
 demo: deps  ## redis-server with three quarters of its data on another memory
 	@$(MAKE) -j$(shell nproc) --no-print-directory all
 	@COAL_BUILD=$(B) $(PYTHON) bench/demo.py
 
 # Configured in .clang-tidy and .cppcheck-suppressions: each check that is off has its reason there.
-LINT_SRC = $(LIBCOAL_SRC) $(MALLOC_SRC) $(COAL_SRC) $(MEMSERVER_SRC) $(PFLAT_SRC) $(UNIT_SRC) $(API_SRC) $(wildcard tests/apps/*.c)
+LINT_SRC = $(LIBCOAL_SRC) $(MALLOC_SRC) $(COAL_SRC) $(MEMSERVER_SRC) $(PFLAT_SRC) $(UNIT_SRC) $(API_SRC) $(STRESS_SRC) $(wildcard tests/apps/*.c)
 .PHONY: lint
 lint: deps  ## clang-tidy and cppcheck over all C
 	@printf '%s\n' $(LINT_SRC) | xargs -P 2 -I FILE clang-tidy --quiet FILE -- -std=gnu11 -D_GNU_SOURCE \

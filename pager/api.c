@@ -83,6 +83,18 @@ API int coal_pool_close(coal_pool *pool)
 	return err;
 }
 
+API int coal_pool_set_budget(coal_pool *pool, size_t bytes)
+{
+	if (!pool)
+		return -EINVAL;
+	struct request *r = request_get(REQ_SET_BUDGET);
+	r->pool = (struct pool *)pool;
+	r->len = bytes;
+	int err = request_run(r);
+	request_put(r);
+	return err;
+}
+
 API int coal_map(coal_pool *pool, size_t size, unsigned flags, void **addr)
 {
 	if (!pool || !addr)
@@ -159,7 +171,7 @@ API int coal_pool_stats(const coal_pool *handle, struct coal_stats *stats, size_
 	uint64_t *to = (uint64_t *)&s;
 	for (size_t i = 0; i < sizeof(s) / sizeof(*to); i++)
 		to[i] = count_load(from[i]);
-	s.budget_bytes = pool->budget * PAGE_SIZE;
+	s.budget_bytes = count_load(pool->budget) * PAGE_SIZE;
 	s.resident_bytes = (uint64_t)count_load(pool->resident) * PAGE_SIZE;
 	s.mapped_bytes = count_load(pool->mapped_pages) * PAGE_SIZE;
 	s.promised_bytes = 0;

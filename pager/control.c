@@ -93,6 +93,8 @@ static int execute(struct request *r)
 		return err;
 	case REQ_POOL_CLOSE:
 		return pool_close(r->pool);
+	case REQ_SET_BUDGET:
+		return pool_set_budget(r->pool, r->len);
 	case REQ_MAP:
 		r->result = r->addr;
 		return mapping_create(r->pool, r->len, r->flags, &r->result);
@@ -125,6 +127,14 @@ static int execute(struct request *r)
 	return -EINVAL;
 }
 
+/* Between a snapshot and its fork nothing is written. What would wait for that here would keep the fork waiting. */
+static bool has_to_wait(const struct request *r)
+{
+	if (pager.frozen) /* all locks are held */
+		return r->op != REQ_FORK_THAW;
+	return fork_pending() && (r->op == REQ_FLUSH || r->op == REQ_PIN || r->op == REQ_SET_BUDGET);
+}
+
 static bool serve_requests(void)
 {
 	bool any = false;
@@ -132,10 +142,7 @@ static bool serve_requests(void)
 	for (unsigned i = 0; i < REQUESTS; i++) {
 		struct request *r = &requests[i];
 		uint32_t queued = QUEUED;
-		if (r->state != QUEUED)
-			continue;
-		/* While a fork is made all locks are held. */
-		if (pager.frozen && r->op != REQ_FORK_THAW)
+		if (r->state != QUEUED || has_to_wait(r))
 			continue;
 		if (!atomic_compare_exchange_strong(&r->state, &queued, RUNNING))
 			continue;

@@ -29,7 +29,7 @@ static bool starved; /* this turn lacked a batch or a frame */
 static bool held;    /* it met a page that the kernel holds */
 
 static struct {
-	_Atomic int state; /* 0 idle, 1 under way, 2 done */
+	_Atomic int state; /* 0 idle, 1 under way (its caller may have given up), 2 done */
 	struct mapping *m;
 	_Atomic uint64_t page;
 	uint64_t end;
@@ -39,7 +39,7 @@ static struct {
 
 uint64_t evict_low(const struct pool *pool)
 {
-	uint64_t low = pool->budget / 16;
+	uint64_t low = count_load(pool->budget) / 16;
 
 	return low < 1 ? 1 : low > 64 ? 64 : low;
 }
@@ -419,6 +419,7 @@ static void flush_round(struct pool *pool)
 			return;
 	}
 	if (!flush.inflight) {
+		flush.m->inflight--;
 		flush.state = 2;
 		pager_kick(LANE_CONTROL);
 	}
@@ -465,10 +466,13 @@ static uint64_t serve_pool(struct pool *pool)
 	if (!drained || !more || paused)
 		return UINT64_MAX;
 	pool->looked_in_vain = r.left ? 0 : pool->looked_in_vain + r.looked;
+	pool->met_busy = !r.left && (pool->met_busy || r.busy);
 	if (r.left || (r.looked && pool->looked_in_vain < pool->nslots))
 		return 0;
+	bool busy = pool->met_busy; /* in any of the rounds that it took to look at all slots */
 	pool->looked_in_vain = 0;
-	return r.busy ? BUSY_NS : UINT64_MAX;
+	pool->met_busy = false;
+	return busy ? BUSY_NS : UINT64_MAX;
 }
 
 int evict_flush(struct mapping *m, uint64_t page, uint64_t n)
@@ -495,15 +499,7 @@ int evict_flush(struct mapping *m, uint64_t page, uint64_t n)
 			until = os->now() + m->pool->fail_ns;
 		seen = flush.page;
 	}
-	pthread_mutex_lock(&m->pool->lock);
-	bool done = flush.state == 2;
-	if (done)
-		m->inflight--;
-	int status = done ? flush.status : -EIO;
-	if (done)
-		flush.state = 0;
-	pthread_mutex_unlock(&m->pool->lock);
-	return status;
+	return flush.state == 2 ? flush.status : -EIO;
 }
 
 /* That no request is under way is not enough: the evict thread may be about to make one. It has to say that it rests. */

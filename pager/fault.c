@@ -335,7 +335,7 @@ static void make_room(void)
 {
 	for (unsigned i = 0; i < MAX_POOLS; i++) {
 		struct pool *pool = pager.pool[i];
-		if (!pool || pool->budget - count_load(pool->resident) >= evict_low(pool))
+		if (!pool || count_load(pool->resident) + evict_low(pool) <= count_load(pool->budget))
 			continue;
 		pthread_mutex_lock(&pool->lock);
 		bool made = evict_make_room(pool);

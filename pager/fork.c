@@ -148,6 +148,11 @@ int fork_snapshot(void)
 	return err;
 }
 
+bool fork_pending(void)
+{
+	return have_snapshot;
+}
+
 static void set_inherit(uintptr_t start, uintptr_t end, struct mapping *m, void *ctx)
 {
 	(void)m;

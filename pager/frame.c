@@ -12,6 +12,7 @@
 #include <errno.h>
 
 #define WORD 64u
+#define SHED 16u /* frames, when one more would be too many */
 
 static bool bit(const uint64_t *map, uint32_t i)
 {
@@ -42,10 +43,9 @@ static size_t map_bytes(const struct frames *f)
 	return (f->count + WORD - 1) / WORD * sizeof(uint64_t);
 }
 
-int frames_init(struct frames *f, uint32_t count, uint32_t limit)
+int frames_init(struct frames *f, uint32_t count)
 {
 	f->count = count;
-	f->limit = limit;
 	f->frame = mem_map(count * sizeof(*f->frame), MEM_META);
 	f->full = mem_map(map_bytes(f), MEM_META);
 	f->empty = mem_map(map_bytes(f), MEM_META);
@@ -92,7 +92,7 @@ static uint32_t find_run(const struct frames *f, const uint64_t *map, const uint
 static void shed(struct frames *f, uint32_t want)
 {
 	while (f->nfull && (f->leaving + f->nfull + want > f->limit || f->nempty < want)) {
-		uint32_t first = 0, n = find_run(f, f->full, f->full, want, &first);
+		uint32_t first = 0, n = find_run(f, f->full, f->full, want ? want : SHED, &first);
 		os->frame_done(frame_memory(f, first), n);
 		for (uint32_t i = first; i < first + n; i++) {
 			flip(f->full, i);
@@ -101,6 +101,12 @@ static void shed(struct frames *f, uint32_t want)
 		f->nfull -= n;
 		f->nempty += n;
 	}
+}
+
+void frames_set_limit(struct frames *f, uint32_t limit)
+{
+	f->limit = limit;
+	shed(f, 0);
 }
 
 static void take_run(struct frames *f, uint32_t first, uint32_t n)
@@ -147,12 +153,12 @@ static void put(struct frames *f, uint32_t frame, bool full)
 void frame_received(struct frames *f, uint32_t frame, bool full)
 {
 	put(f, frame, full);
-	if (f->leaving + f->nfull > f->limit)
-		shed(f, 1);
+	shed(f, 0);
 }
 
 void frame_left(struct frames *f, uint32_t frame, bool full)
 {
 	f->leaving--;
 	put(f, frame, full);
+	shed(f, 0);
 }

@@ -159,7 +159,7 @@ static void let_discards_drain(struct pool *pool)
 		for (unsigned i = 0; i < pool->nservers; i++)
 			high |= pool->server[i].ndiscard > DISCARD_HIGH && pool->server[i].state == SERVER_UP;
 		pthread_mutex_unlock(&pool->lock);
-		if (!high)
+		if (!high || fork_pending())
 			return;
 		pager_kick(LANE_WRITE);
 		pager_wait(LANE_CONTROL, -1, os->now() + 1000000);
@@ -188,6 +188,17 @@ static void discard_pages(struct mapping *m, uint64_t page, uint64_t n, bool hol
 	evict_kick(pool);
 }
 
+/* Another thread may have stored to it since its pages were discarded. */
+static bool needs_promise(const struct mapping *m, uint64_t extent)
+{
+	uint64_t end = (extent + 1) * EXTENT_PAGES < m->npages ? (extent + 1) * EXTENT_PAGES : m->npages;
+	bool needs = false;
+
+	for (uint64_t page = extent * EXTENT_PAGES; page < end && !needs; page++)
+		needs = m->page[page].state == PAGE_DIRTY || m->page[page].state == PAGE_LEAVING || (m->page[page].flags & PF_STORED);
+	return needs;
+}
+
 static void release_extents(struct mapping *m, uint64_t page, uint64_t n)
 {
 	uint64_t end = page + n;
@@ -195,7 +206,8 @@ static void release_extents(struct mapping *m, uint64_t page, uint64_t n)
 
 	pthread_mutex_lock(&m->pool->lock);
 	for (uint64_t e = first; e < last; e++)
-		pool_release_extent(m, e);
+		if (m->extent[e] != EXTENT_UNTOUCHED && !needs_promise(m, e))
+			pool_release_extent(m, e);
 	pthread_mutex_unlock(&m->pool->lock);
 }
 
@@ -416,6 +428,7 @@ int mapping_unpin(uintptr_t addr, size_t len)
 				p.m->pool->pinned--;
 		}
 		pthread_mutex_unlock(&p.m->pool->lock);
+		evict_kick(p.m->pool);
 	}
 	return 0;
 }

@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -78,6 +79,19 @@ static int handshake(uint64_t want, uint64_t *offered)
 	return fd;
 }
 
+/* COAL_DEBUG=nomove,nopoison: as if this kernel did not have these, so that tests reach what is used instead. */
+static uint64_t without(void)
+{
+	const char *debug = getenv("COAL_DEBUG");
+	uint64_t mask = 0;
+
+	if (debug && strstr(debug, "nomove"))
+		mask |= UFFD_FEATURE_MOVE;
+	if (debug && strstr(debug, "nopoison"))
+		mask |= UFFD_FEATURE_POISON;
+	return mask;
+}
+
 int os_open_uffd(void)
 {
 	uint64_t offered = 0;
@@ -86,6 +100,7 @@ int os_open_uffd(void)
 	if (fd < 0)
 		return fd;
 	close(fd);
+	offered &= ~without();
 	if (!(offered & UFFD_FEATURE_PAGEFAULT_FLAG_WP))
 		return -ENOSYS;
 	features = UFFD_FEATURE_PAGEFAULT_FLAG_WP | (offered & (UFFD_FEATURE_THREAD_ID | UFFD_FEATURE_MOVE | UFFD_FEATURE_POISON));

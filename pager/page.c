@@ -384,7 +384,8 @@ static void forget_arrived(struct mapping *m, uint32_t frame)
 }
 
 /* Any state -> ZERO or HOLE; the caller has already unmapped the page. A copy on the memserver is discarded in the order of
- * the writes, also one that is still on its way there. Pins hold: a pinned page becomes a page of zeros. */
+ * the writes, also one that is still on its way there. Pins hold: a pinned page becomes a page of zeros, a clean one, because its
+ * promise may be given back next. */
 void page_discard(struct mapping *m, uint64_t page, bool hole)
 {
 	struct page *p = &m->page[page];
@@ -409,7 +410,7 @@ void page_discard(struct mapping *m, uint64_t page, bool hole)
 		pool->pinned -= p->pins != 0;
 		p->pins = 0;
 		m->live--;
-	} else if (p->pins && page_install_zero(m, page, true)) {
+	} else if (p->pins && page_install_zero(m, page, false)) {
 		pool->pinned--;
 		p->pins = 0;
 	}

@@ -37,6 +37,8 @@
 #define MAX_MAPPINGS (1u << 18)
 #define IO_PAGES 64u /* pages or runs in one request of ours */
 #define SLACK_PAGES 64u
+#define MIN_BUDGET_PAGES 10u
+#define MAX_BUDGET_PAGES (1u << 30)
 
 /* ---- log.c ---- */
 __attribute__((format(printf, 2, 3))) void log_at(enum coal_log_level level, const char *fmt, ...);
@@ -262,7 +264,7 @@ struct pool {
 	pthread_mutex_t lock; /* page states, slots, frames, promises of this pool */
 	struct coal_key key;
 	uint64_t fail_ns;
-	uint64_t budget; /* pages */
+	uint64_t budget; /* pages; coal_pool_stats reads it without the lock */
 	unsigned nservers;
 	struct server server[MAX_SERVERS];
 	/* resident.c */
@@ -270,6 +272,7 @@ struct pool {
 	uint32_t nslots, slot_hand, free_slot, last_free;
 	uint32_t resident, pinned;
 	uint32_t looked_in_vain; /* evict thread: slots since a page left */
+	bool met_busy;           /* evict thread: one of them held a page that can't leave now */
 	struct frames frames;
 	uint32_t write_first, write_last; /* frames that wait to be written, + 1 */
 	uint32_t sorting;                 /* frames that have left and are being looked at */
@@ -322,6 +325,8 @@ void range_each(void (*fn)(uintptr_t start, uintptr_t end, struct mapping *m, vo
 /* resident.c: slots; all under pool->lock */
 int resident_init(struct pool *pool);
 void resident_free(struct pool *pool);
+void resident_set_budget(struct pool *pool, uint64_t budget); /* pages; those that are too many have to be evicted yet */
+bool resident_fits(const struct pool *pool);                  /* they are */
 uint32_t slot_take(struct pool *pool);      /* SLOT_NONE when the budget is used up */
 uint32_t slot_take_over(struct pool *pool); /* beyond the budget: a page that could not leave comes back */
 void slot_set(struct pool *pool, uint32_t slot, struct mapping *m, uint64_t page, uint64_t hash);
@@ -332,13 +337,14 @@ bool resident_victim(struct pool *pool, uint32_t *steps, uint32_t most, struct m
 void resident_put_back(struct pool *pool, uint32_t n); /* the last n victims keep their turn */
 
 /* frame.c: all under pool->lock. Frames are taken in runs side by side, of *got <= want; put back one by one. */
-int frames_init(struct frames *f, uint32_t count, uint32_t limit);
+int frames_init(struct frames *f, uint32_t count);
 void frames_free(struct frames *f);
 int frames_renew(struct frames *f);
 uint32_t frames_receive(struct frames *f, uint32_t want, uint32_t *got);
 void frame_received(struct frames *f, uint32_t frame, bool full);
 uint32_t frames_leave(struct frames *f, uint32_t want, uint32_t *got);
 void frame_left(struct frames *f, uint32_t frame, bool full);
+void frames_set_limit(struct frames *f, uint32_t limit); /* of those that hold memory beyond the budget */
 static inline void *frame_memory(const struct frames *f, uint32_t frame)
 {
 	return f->memory + (size_t)frame * PAGE_SIZE;
@@ -378,6 +384,7 @@ void page_leave_unwritten(struct mapping *m, uint64_t page, uint32_t frame);
 /* pool.c */
 int pool_open(const char *spec, const char *key_file, const struct coal_pool_opts *opts, struct pool **out); /* control thread */
 int pool_close(struct pool *pool);
+int pool_set_budget(struct pool *pool, uint64_t bytes); /* control thread: waits until the pages have left */
 int pool_register_frames(struct pool *pool);
 int pool_promise(struct mapping *m, uint64_t page); /* under lock: 0, -EAGAIN while credit is asked for, -ENOSPC, -EIO */
 int pool_promise_range(struct mapping *m, uint64_t page, uint64_t n); /* control thread, no lock held: may ask for credit */
@@ -415,6 +422,7 @@ void readahead_reset(void);
 
 /* prefetch.c */
 void prefetch_plan(struct mapping *m, const struct plan *plan); /* under pool->lock; then pager_kick(LANE_PREFETCH) */
+void prefetch_settle(struct pool *pool); /* under pool->lock: pages that have come and wait to be touched are installed */
 void *prefetch_main(void *arg);
 void prefetch_reset_in_child(void);
 
@@ -435,7 +443,8 @@ void evict_reset_in_child(void);
 void *control_main(void *arg);
 
 enum request_op {
-	REQ_POOL_OPEN, REQ_POOL_CLOSE, REQ_MAP, REQ_UNMAP, REQ_RESERVE, REQ_DISCARD, REQ_PREFETCH, REQ_FLUSH, REQ_PIN, REQ_UNPIN,
+	REQ_POOL_OPEN, REQ_POOL_CLOSE, REQ_SET_BUDGET, REQ_MAP, REQ_UNMAP, REQ_RESERVE, REQ_DISCARD, REQ_PREFETCH, REQ_FLUSH,
+	REQ_PIN, REQ_UNPIN,
 	REQ_FORK_SNAPSHOT, REQ_FORK_FREEZE, REQ_FORK_THAW, REQ_FORK_WATCH, REQ_EXIT,
 };
 struct request {
@@ -478,6 +487,7 @@ void fork_register(void);
 int fork_snapshot(void);
 int fork_freeze(void);
 void fork_thaw(void);
+bool fork_pending(void); /* control thread: there is a snapshot, and its fork has not been made yet */
 int fork_watch(pid_t pid); /* 0: there was no child */
 void fork_reap(void);
 int fork_watch_fd(void); /* readable when a watched child is gone; -1: none */

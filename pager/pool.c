@@ -17,7 +17,8 @@
 #define CREDIT_PAGES 4096u /* 16 MiB a step */
 #define FULL_NS 100000000ull
 #define DEFAULT_BUDGET (64ull << 20)
-#define MIN_BUDGET_PAGES 10
+#define SHRINK_PAGES 64u /* the budget shrinks in steps of so many */
+#define SHRINK_LOOK_NS 1000000u
 #define DEFAULT_FAIL_MS 5000
 
 /* ---- opening ---- */
@@ -167,6 +168,15 @@ int pool_register_frames(struct pool *pool)
 	return os_register_frames(pool->frames.memory, (size_t)pool->frames.count * PAGE_SIZE);
 }
 
+static bool good_budget(uint64_t pages)
+{
+	bool good = pages >= MIN_BUDGET_PAGES && pages <= MAX_BUDGET_PAGES;
+
+	if (!good)
+		log_err("a budget of %llu bytes is out of range; 40 KiB to 4 TiB can be had", (unsigned long long)(pages * PAGE_SIZE));
+	return good;
+}
+
 int pool_open(const char *spec, const char *key_file, const struct coal_pool_opts *opts, struct pool **out)
 {
 	struct pool *pool = mem_map(sizeof(*pool), MEM_META);
@@ -178,10 +188,8 @@ int pool_open(const char *spec, const char *key_file, const struct coal_pool_opt
 	pool->fail_ns = (opts->fail_ms ? opts->fail_ms : DEFAULT_FAIL_MS) * 1000000ull;
 	pool->budget = (opts->budget ? opts->budget : DEFAULT_BUDGET) / PAGE_SIZE;
 	int err = -EINVAL;
-	if (pool->budget < MIN_BUDGET_PAGES || pool->budget >= UINT32_MAX / 2) {
-		log_err("a budget of %llu bytes is out of range; at least 40 KiB are needed", (unsigned long long)opts->budget);
+	if (!good_budget(pool->budget))
 		goto fail;
-	}
 	while (index < MAX_POOLS && pager.pool[index])
 		index++;
 	err = index == MAX_POOLS ? -EMFILE : load_key(pool, key_file);
@@ -235,6 +243,83 @@ int pool_close(struct pool *pool)
 	stat_add(budget_bytes, -pool->budget * PAGE_SIZE);
 	pool_free(pool);
 	return 0;
+}
+
+/* ---- another budget ---- */
+
+static void change_budget(struct pool *pool, uint64_t pages)
+{
+	stat_add(budget_bytes, (pages - pool->budget) * PAGE_SIZE);
+	resident_set_budget(pool, pages);
+}
+
+static bool any_lost(const struct pool *pool)
+{
+	bool lost = false;
+
+	for (unsigned i = 0; i < pool->nservers; i++)
+		lost |= pool->server[i].state == SERVER_LOST;
+	return lost;
+}
+
+/* What this thread would do for the faults of all pools if it did not wait here. */
+static void refill_pools(void)
+{
+	for (unsigned i = 0; i < MAX_POOLS; i++)
+		if (pager.pool[i] && pager.pool[i]->want_credit)
+			pool_refill(pager.pool[i]);
+}
+
+/* In steps: between them the faults that arrived meanwhile find room. A fault may have waited for long when a step begins, so
+ * only half of its bound is spent on waiting for pages to leave. */
+static int shrink(struct pool *pool, uint64_t pages)
+{
+	uint64_t before = pool->budget, least = UINT64_MAX, until = 0;
+
+	for (;;) {
+		uint64_t now = os->now();
+		pthread_mutex_lock(&pool->lock);
+		bool fits = resident_fits(pool), done = fits && pool->budget == pages;
+		if (pool->resident < least) {
+			least = pool->resident;
+			until = now + pool->fail_ns / 2;
+		}
+		prefetch_settle(pool);
+		if (fits && !done)
+			change_budget(pool, pool->resident > pages + SHRINK_PAGES ? pool->resident - SHRINK_PAGES : pages);
+		else if (now >= until)
+			change_budget(pool, before);
+		bool failed = !fits && now >= until;
+		pthread_mutex_unlock(&pool->lock);
+		if (done)
+			return 0;
+		if (failed) {
+			pager_kick(LANE_FAULT); /* there is room again */
+			return any_lost(pool) ? -EIO : -EAGAIN;
+		}
+		evict_kick(pool);
+		refill_pools();
+		pager_wait(LANE_CONTROL, -1, os->now() + SHRINK_LOOK_NS);
+	}
+}
+
+int pool_set_budget(struct pool *pool, uint64_t bytes)
+{
+	uint64_t pages = bytes / PAGE_SIZE;
+	int err = good_budget(pages) ? 0 : -EINVAL;
+
+	pthread_mutex_lock(&pool->lock);
+	if (!err && pool->pinned + 8 > pages)
+		err = -ENOMEM;
+	bool grow = pages >= pool->budget;
+	if (!err && grow)
+		change_budget(pool, pages);
+	pthread_mutex_unlock(&pool->lock);
+	if (!err && grow)
+		pager_kick(LANE_FAULT);
+	else if (!err)
+		err = shrink(pool, pages);
+	return err;
 }
 
 /* ---- promises ---- */

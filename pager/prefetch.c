@@ -40,6 +40,15 @@ static void put_marker(struct pool *pool, uint32_t frame)
 	pool->frames.frame[frame].arrived = true;
 }
 
+void prefetch_settle(struct pool *pool)
+{
+	for (unsigned i = 0; i < MARKERS; i++) {
+		struct frame *f = pool->marker[i] ? &pool->frames.frame[pool->marker[i] - 1] : NULL;
+		if (f && f->arrived)
+			page_settle(&pager.mapping[f->mapping], f->page, pool->marker[i] - 1);
+	}
+}
+
 /* Install a row of pages; the marker, if nobody waits for it, stays in its frame. */
 static void install(struct mapping *m, uint64_t page, uint32_t frame, uint32_t n, uint64_t marker, int status)
 {

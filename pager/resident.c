@@ -7,34 +7,62 @@
  * Victims are taken in slot order by a hand that goes round. Slots are filled again in the order in which they were freed,
  * right behind the hand, so this is first-in first-out without links, and pages that came in a row leave in a row.
  *
+ * The budget may change: the table is sparse and has room for any.
+ *
  * Everything here is called under pool->lock.
  */
 #include "pager.h"
 #include <errno.h>
 
 #define RECEIVING 320u /* frames for pages that come, which own a slot */
+#define LEAVING_MAX 1024u
+#define TABLE_SIZE ((MAX_BUDGET_PAGES + LEAVING_MAX) * sizeof(struct slot))
+
+/* Frames that may hold memory beyond the budget: its slack, but for a few pages that are here and in a frame for a moment. */
+static uint32_t leaving_limit(uint64_t budget)
+{
+	uint64_t most = (budget / 100 > SLACK_PAGES ? budget / 100 : SLACK_PAGES) - 4;
+
+	return most < LEAVING_MAX ? (uint32_t)most : LEAVING_MAX;
+}
+
+static void append_free(struct pool *pool, uint32_t slot)
+{
+	pool->slot[slot] = (struct slot){ 0 };
+	if (pool->last_free)
+		pool->slot[pool->last_free - 1].page = slot + 1;
+	else
+		pool->free_slot = slot + 1;
+	pool->last_free = slot + 1;
+}
+
+/* Slots stay when the budget shrinks: pages that are being written may have to come back to them. */
+void resident_set_budget(struct pool *pool, uint64_t budget)
+{
+	frames_set_limit(&pool->frames, leaving_limit(budget));
+	for (uint32_t n = (uint32_t)budget + pool->frames.limit; pool->nslots < n; pool->nslots++)
+		append_free(pool, pool->nslots);
+	count_store(pool->budget, budget);
+}
+
+bool resident_fits(const struct pool *pool)
+{
+	return pool->resident <= pool->budget && pool->frames.leaving <= pool->frames.limit;
+}
 
 int resident_init(struct pool *pool)
 {
-	uint32_t slack = pool->budget / 100 > SLACK_PAGES ? (uint32_t)(pool->budget / 100) : SLACK_PAGES;
-	uint32_t limit = slack - 4 < 1024 ? slack - 4 : 1024; /* a few pages are here and in a frame for a moment */
-
-	pool->nslots = (uint32_t)pool->budget + limit;
-	pool->slot = mem_map(pool->nslots * sizeof(*pool->slot), MEM_META);
-	if (!pool->slot || frames_init(&pool->frames, limit + RECEIVING, limit))
+	pool->slot = mem_map(TABLE_SIZE, MEM_META);
+	if (!pool->slot || frames_init(&pool->frames, LEAVING_MAX + RECEIVING))
 		return -ENOMEM;
-	for (uint32_t i = 0; i < pool->nslots; i++)
-		pool->slot[i].page = i + 2;
-	pool->slot[pool->nslots - 1].page = 0;
-	pool->free_slot = 1;
-	pool->last_free = pool->nslots;
+	resident_set_budget(pool, pool->budget);
 	return 0;
 }
 
 void resident_free(struct pool *pool)
 {
 	if (pool->slot)
-		mem_unmap(pool->slot, pool->nslots * sizeof(*pool->slot));
+		mem_unmap(pool->slot, TABLE_SIZE);
 	frames_free(&pool->frames);
 }
 
@@ -77,13 +105,7 @@ void slot_set(struct pool *pool, uint32_t slot, struct mapping *m, uint64_t page
 void slot_release(struct pool *pool, uint32_t slot)
 {
 	pager_assert(pool->resident > 0);
-	pool->slot[slot].mapping = 0;
-	pool->slot[slot].page = 0;
-	if (pool->last_free)
-		pool->slot[pool->last_free - 1].page = slot + 1;
-	else
-		pool->free_slot = slot + 1;
-	pool->last_free = slot + 1;
+	append_free(pool, slot);
 	count_store(pool->resident, pool->resident - 1);
 	stat_add(resident_bytes, -(uint64_t)PAGE_SIZE);
 }

@@ -65,6 +65,18 @@ int coal_pool_open(const char *spec, const struct coal_pool_opts *opts, coal_poo
 /* Disconnect; the memory on the memservers is freed. -EBUSY while the pool has mappings. NULL is allowed. */
 int coal_pool_close(coal_pool *pool);
 
+/*
+ * Change the budget of a pool to bytes (rounded down to pages, at least 40 KiB, at most 4 TiB). A larger one is there at once.
+ * For a smaller one this waits until so many pages have left; faults are served meanwhile, other calls of the process wait.
+ * After an error the budget is what it was before.
+ *  -EINVAL   bytes is out of range
+ *  -ENOMEM   the pages that are pinned would leave less than 8 pages of it free (remedy: unpin)
+ *  -EAGAIN   for half of the pool's bound no page could leave: a memserver is out of reach, or the kernel holds the pages, as
+ *            for mlock (remedy: try again later)
+ *  -EIO      the same, and a memserver of the pool is lost: what only it should hold can't leave any more
+ */
+int coal_pool_set_budget(coal_pool *pool, size_t bytes);
+
 #define COAL_MAP_SPARSE 0x1u /* promise room on the memservers when a page is first written, not now; a write for which
                                 there is no room any more gets SIGBUS (see coal_reserve to know in advance) */
 #define COAL_MAP_FIXED 0x2u  /* at *addr exactly, where nothing may be mapped yet (-EEXIST) */
@@ -110,7 +122,7 @@ int coal_unpin(void *addr, size_t len);
 /* 1 if addr lies in a mapping, else 0. */
 int coal_is_mapped(const void *addr);
 
-/* What a pool did so far; pass sizeof(struct coal_stats) as size. Counters only grow. */
+/* What a pool did so far; pass sizeof(struct coal_stats) as size. Counters only grow; the sizes in the first line do not. */
 struct coal_stats {
 	uint64_t budget_bytes, resident_bytes, mapped_bytes, promised_bytes;
 	uint64_t faults_zero;  /* first touches: answered without the network */
@@ -138,7 +150,8 @@ void coal_set_log(coal_log_fn fn, void *ctx);
  * For interposers of fork(): take the snapshot that the next fork() of this thread will use, so that a fork for which the
  * memservers have no room can be refused instead of leaving the child without its memory. 0, or -ENOMEM (no room) or
  * -EAGAIN (a memserver can't be reached). coal_fork_finish(pid) tells the pager how that fork() ended, with its return value
- * (call it in the parent only), so that the child's memory is freed as soon as the child is gone.
+ * (call it in the parent only), so that the child's memory is freed as soon as the child is gone. Call nothing else of this
+ * library between coal_fork_begin and fork: what has to write pages back waits until that fork is made.
  * Without these calls fork() works as well; a snapshot that fails is then logged and the child gets no mappings.
  */
 int coal_fork_begin(void);

@@ -336,7 +336,7 @@ static void step(bool failures)
 		refuse_take = rand() % 8 == 0;
 	}
 	assert_true(pool->resident <= pool->nslots);
-	assert_true(pool->frames.nfull + pool->frames.leaving <= pool->frames.limit);
+	assert_true(pool->frames.nfull == 0 || pool->frames.nfull + pool->frames.leaving <= pool->frames.limit);
 	for (uint64_t i = 0; i < PAGES; i++)
 		assert_true(page_sanity(m, i));
 }
@@ -402,6 +402,45 @@ static void loads_see_the_last_store(void **state)
 	assert_true(pool->resident <= pool->budget);
 }
 
+/* Other budgets now and then; once the pages that are too many have left, the new bound holds. */
+static void the_budget_may_change_at_any_time(void **state)
+{
+	(void)state;
+	srand(4);
+	for (int i = 0; i < STEPS; i++) {
+		step(i % 3 == 0);
+		if (i % 500)
+			continue;
+		resident_set_budget(pool, BUDGET + (uint64_t)rand() % (2 * PAGES));
+		while (!resident_fits(pool)) {
+			evict_one();
+			queue_discards();
+			if (nlane)
+				do_lane(0);
+		}
+		assert_true(pool->resident <= pool->budget);
+		assert_true(pool->frames.nfull + pool->frames.leaving < SLACK_PAGES);
+	}
+	drain();
+	for (uint64_t i = 0; i < PAGES; i++)
+		assert_false(failed[i]);
+}
+
+static void frames_beyond_the_slack_of_the_budget_are_not_given_out(void **state)
+{
+	(void)state;
+	uint32_t got, small = 0, more = 0;
+	while (frames_leave(&pool->frames, 7, &got) != SLOT_NONE)
+		small += got;
+	assert_true(small > SLACK_PAGES / 2 && small < SLACK_PAGES);
+	resident_set_budget(pool, 100 * 2 * SLACK_PAGES);
+	while (frames_leave(&pool->frames, 7, &got) != SLOT_NONE)
+		more += got;
+	assert_int_equal(more, SLACK_PAGES);
+	resident_set_budget(pool, BUDGET);
+	assert_false(resident_fits(pool));
+}
+
 static void writes_that_fail_lose_nothing(void **state)
 {
 	(void)state;
@@ -455,6 +494,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(loads_see_the_last_store, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(writes_that_fail_lose_nothing, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(the_budget_may_change_at_any_time, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(frames_beyond_the_slack_of_the_budget_are_not_given_out, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(what_is_discarded_leaves_the_memserver, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(a_page_that_is_wanted_again_does_not_use_the_network, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(a_page_of_zeros_is_not_written, set_up, tear_down),
