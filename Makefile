@@ -25,7 +25,8 @@ DEPS_BUILD := gcc g++ make pkg-config libc6-dev linux-libc-dev \
 	libjemalloc-dev \
 	libjansson-dev
 DEPS_TEST := libcmocka-dev python3-pytest python3-pytest-timeout redis-server redis-tools python3-redis sqlite3 \
-	xz-utils git curl iproute2 man-db binutils procps python3 coreutils util-linux
+	xz-utils git curl iproute2 man-db binutils procps python3 coreutils util-linux \
+	qemu-system-x86 e2fsprogs
 DEPS_BENCH := gnuplot-nox
 DEPS_LINT := clang clang-tidy cppcheck libclang-rt-14-dev
 
@@ -124,12 +125,16 @@ PYTHON := /usr/bin/python3
 SAN_ADDRESS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 SAN_THREAD := -fsanitize=thread
 
-.PHONY: tests check check-asan check-tsan demo
+.PHONY: tests check check-asan check-tsan check-vm demo
 tests: $(UNIT) $(API) $(STRESS) $(APPS)  ## build the tests
 
 check: deps  ## install what is missing, build, run all tests
 	@$(MAKE) -j$(shell nproc) --no-print-directory all tests
 	@COAL_BUILD=$(B) $(PYTHON) -m pytest -q </dev/null
+
+check-vm: deps  ## the tests of test_vm.py: libcoal on Debian 12's Linux 6.1, in virtual machines (also a part of check)
+	@$(MAKE) -j$(shell nproc) --no-print-directory all tests
+	@COAL_BUILD=$(B) $(PYTHON) -m pytest -v tests/test_vm.py </dev/null
 
 check-asan: deps  ## the tests that can, with address and undefined sanitizers
 	@$(MAKE) -j$(shell nproc) --no-print-directory B=$(B)/asan SAN='$(SAN_ADDRESS)' $(B)/asan/memserver tests
@@ -218,4 +223,4 @@ uninstall:  ## remove what install put there
 clean:  ## remove build/
 	rm -rf $(B)
 
--include $(shell find $(B) -name '*.d' 2>/dev/null)
+-include $(shell find $(B) -path $(B)/vm -prune -o -name '*.d' -print 2>/dev/null)

@@ -12,6 +12,19 @@ BUILD = ROOT / os.environ.get("B", "build")
 SOURCES = ROOT / "tests" / "malloc"
 TIMEOUT = 120
 
+HEAP = [
+    "remote", "glibc_stays_local", "alignment", "usable_size", "bad_arguments", "realloc_growth", "calloc_is_zero",
+    "errno_is_kept", "hammer", "madvise_on_malloc", "fork_with_threads", "thread_exit", "exit_handlers"]
+HEAP_IN_A_TINY_BUDGET = [
+    "alignment", "usable_size", "realloc_growth", "calloc_is_zero", "hammer", "fork_with_threads"]
+CXX = [
+    "operators", "throws_bad_alloc", "calls_new_handler", "nothrow_survives_handler", "exceptions_in_threads"]
+MMAP = [
+    "what_is_taken", "munmap_part", "munmap_mixed", "mremap_shrink", "mremap_grow_in_place", "mremap_blocked",
+    "mremap_move", "mremap_moves_protection", "mremap_fixed", "mremap_plain_onto_taken", "mremap_dontunmap",
+    "mremap_refuses", "madvise_drops", "madvise_others", "mprotect_works", "reserve_then_commit", "fixed_anonymous",
+    "fixed_file", "fork_keeps_table"]
+
 
 @contextlib.contextmanager
 def memserver(capacity, directory):
@@ -72,15 +85,12 @@ def run_case(program, case, **settings):
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("case", [
-    "remote", "glibc_stays_local", "alignment", "usable_size", "bad_arguments", "realloc_growth", "calloc_is_zero",
-    "errno_is_kept", "hammer", "madvise_on_malloc", "fork_with_threads", "thread_exit", "exit_handlers"])
+@pytest.mark.parametrize("case", HEAP)
 def test_heap(programs, pool, case):
     run_case(programs / "heap_cases", case, pool=pool, local="8M")
 
 
-@pytest.mark.parametrize("case", [
-    "alignment", "usable_size", "realloc_growth", "calloc_is_zero", "hammer", "fork_with_threads"])
+@pytest.mark.parametrize("case", HEAP_IN_A_TINY_BUDGET)
 def test_heap_in_a_tiny_budget(programs, pool, case):
     run_case(programs / "heap_cases", case, pool=pool, local="512K")
 
@@ -105,17 +115,12 @@ def test_freed_memory_is_dropped_and_never_written(programs, pool):
     run_case(programs / "heap_cases", "freed_is_not_written", pool=pool, local="4M")
 
 
-@pytest.mark.parametrize("case", [
-    "operators", "throws_bad_alloc", "calls_new_handler", "nothrow_survives_handler", "exceptions_in_threads"])
+@pytest.mark.parametrize("case", CXX)
 def test_cxx(programs, pool, case):
     run_case(programs / "cxx_cases", case, pool=pool, local="4M")
 
 
-@pytest.mark.parametrize("case", [
-    "what_is_taken", "munmap_part", "munmap_mixed", "mremap_shrink", "mremap_grow_in_place", "mremap_blocked",
-    "mremap_move", "mremap_moves_protection", "mremap_fixed", "mremap_plain_onto_taken", "mremap_dontunmap",
-    "mremap_refuses", "madvise_drops", "madvise_others", "mprotect_works", "reserve_then_commit", "fixed_anonymous",
-    "fixed_file", "fork_keeps_table"])
+@pytest.mark.parametrize("case", MMAP)
 def test_mmap(programs, pool, case):
     run_case(programs / "mmap_cases", case, pool=pool, local="1M", mmap="64K")
 

@@ -107,8 +107,9 @@ static const struct feature {
 
 static void check_features(struct finding *f)
 {
+	static char cost[256];
 	char have[80] = "", missing[80] = "";
-	const char *from, *cost = NULL;
+	const char *from;
 	uint64_t features;
 	int fd = uffd_open(&from);
 
@@ -123,13 +124,13 @@ static void check_features(struct finding *f)
 		const struct feature *w = &uffd_features_wanted[i];
 		char *list = features & w->bit ? have : missing;
 		strcat(strcat(list, " "), w->name);
-		if (!(features & w->bit) && w->cost && !cost)
-			cost = w->cost;
+		if (!(features & w->bit) && w->cost)
+			strcat(strcat(cost, *cost ? "; " : ""), w->cost);
 	}
-	enum level level = cost ? WARN : OK;
+	enum level level = *cost ? WARN : OK;
 	if (!(features & UFFD_FEATURE_PAGEFAULT_FLAG_WP))
 		level = FAIL;
-	found(f, level, cost, cost ? "a newer kernel: POISON is in 6.6, MOVE in 6.8" : NULL, "%s%s%s",
+	found(f, level, *cost ? cost : NULL, *cost ? "a newer kernel: POISON is in 6.6, MOVE in 6.8" : NULL, "%s%s%s",
 	      *have ? have + 1 : "none", *missing ? "; missing:" : "", missing);
 }
 

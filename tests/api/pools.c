@@ -284,6 +284,6 @@ int main(void)
 		cmocka_unit_test(resident_pages_survive_the_memserver),
 		cmocka_unit_test(calls_say_eio_when_the_memserver_is_lost),
 	};
-	alarm(100);
+	alarm(100 * slowness());
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

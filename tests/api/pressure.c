@@ -28,7 +28,7 @@ static void *scribble(void *arg)
 {
 	struct worker *w = arg;
 	uint64_t stored[OWN_PAGES] = { 0 }, dice = w->number + 1;
-	for (unsigned i = 1; i <= 1500; i++) {
+	for (unsigned i = 1; i <= 1500 / slowness(); i++) {
 		dice = dice * 6364136223846793005u + 1442695040888963407u;
 		unsigned page = (unsigned)(dice >> 33) % OWN_PAGES;
 		uint64_t *word = w->area + page * (PAGE / 8) + w->number;
@@ -54,7 +54,7 @@ static void eight_threads_make_progress_with_ten_pages(void **state)
 		pthread_join(worker[i].thread, NULL);
 		assert_int_equal(worker[i].wrong, 0);
 	}
-	assert_true(stats_of(f->pool).evicted > 1000);
+	assert_true(stats_of(f->pool).evicted > 1000 / slowness());
 	assert_int_equal(coal_unmap(area, OWN_PAGES * PAGE), 0);
 }
 
@@ -93,7 +93,7 @@ static void calls_on_one_range_do_not_disturb_another(void **state)
 	pthread_t thread;
 	racer.p = must_map(f->pool, MIB, 0);
 	assert_int_equal(pthread_create(&thread, NULL, race, &racer), 0);
-	for (unsigned i = 0; i < 60; i++) {
+	for (unsigned i = 0; i < 60 / slowness(); i++) {
 		char *p = must_map(f->pool, MIB, i % 2 ? COAL_MAP_SPARSE : 0);
 		fill(p, MIB, i);
 		assert_int_equal(coal_prefetch(p, MIB), 0);
@@ -201,7 +201,7 @@ static void bookkeeping_is_at_most_sixteen_bytes_a_page(void **state)
 {
 	struct fixture *f = *state;
 	not_with_thread_sanitizer("keeps a shadow of all memory");
-	const size_t size = 512 * MIB, warm = 16 * MIB;
+	const size_t size = 512 * MIB / slowness(), warm = 16 * MIB;
 	char *p = must_map(f->pool, size, COAL_MAP_SPARSE);
 	for (size_t off = 0; off < warm; off += PAGE)
 		*(uint64_t *)(p + off) = word_of(1, off);

@@ -9,8 +9,8 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
-#define SIZE (32 * MIB)
-#define LARGE (64 * MIB)
+#define SIZE scaled(32 * MIB)
+#define LARGE scaled(64 * MIB)
 #define HANG_SECONDS 90
 
 extern char **environ;
@@ -84,7 +84,7 @@ static void child_frees(char **argv)
 static void grandchildren(char **argv)
 {
 	(void)argv;
-	size_t size = 16 * MIB;
+	size_t size = scaled(16 * MIB);
 	char *data = must_alloc(size);
 	pattern_fill(data, size, 1);
 	for (unsigned depth = 1; depth < 5; depth++) {
@@ -107,7 +107,7 @@ static void grandchildren(char **argv)
 static void siblings(char **argv)
 {
 	(void)argv;
-	size_t size = 16 * MIB;
+	size_t size = scaled(16 * MIB);
 	char *data = must_alloc(size);
 	pid_t pid[6];
 	for (unsigned i = 0; i < 6; i++) {
@@ -143,7 +143,7 @@ static void while_evicting(char **argv)
 	pattern_fill(other, 4 * MIB, 1);
 	must(!pthread_create(&reader, NULL, read_on, other));
 	srand(1);
-	for (unsigned i = 1; i <= 150; i++) {
+	for (unsigned i = 1; i <= scaled(150); i++) {
 		for (int burst = 40 + rand() % 100; burst; burst--, at = (at + 1) % npages) {
 			version[at] = i;
 			pattern_fill(data + at * PAGE, PAGE, i);
@@ -287,7 +287,7 @@ static void exit_in_child(char **argv)
 static void hundred(char **argv)
 {
 	(void)argv;
-	size_t size = 16 * MIB, slice = size / 100 / PAGE * PAGE;
+	size_t size = scaled(16 * MIB), slice = size / 100 / PAGE * PAGE;
 	char *data = must_alloc(size);
 	char byte;
 	pattern_fill(data, size, 1);
@@ -313,7 +313,7 @@ static int workers_stop;
 static void *work(void *area)
 {
 	uint64_t seed = (uintptr_t)area;
-	size_t size = 8 * MIB;
+	size_t size = scaled(8 * MIB);
 	do {
 		pattern_fill(area, size, ++seed);
 		pattern_must_hold("worker", area, size, seed);
@@ -324,12 +324,12 @@ static void *work(void *area)
 static void threaded(char **argv)
 {
 	(void)argv;
-	size_t size = 16 * MIB;
+	size_t size = scaled(16 * MIB);
 	pthread_t thread[WORKERS];
 	char *data = must_alloc(size);
 	pattern_fill(data, size, 1);
 	for (int i = 0; i < WORKERS; i++)
-		must(!pthread_create(&thread[i], NULL, work, must_alloc(8 * MIB)));
+		must(!pthread_create(&thread[i], NULL, work, must_alloc(scaled(8 * MIB))));
 	for (unsigned i = 1; i <= 10; i++) {
 		pid_t pid = must_fork();
 		if (!pid) {

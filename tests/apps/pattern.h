@@ -4,7 +4,7 @@
  *
  * A word depends on the seed and on its place, and no word is zero: lost, stale and shifted pages all show.
  * COAL_TEST_BREAK=N makes the Nth pattern_fill of a process store one wrong byte: the tests use it to prove that the
- * checks of a program see it.
+ * checks of a program see it. COAL_TEST_SLOW=N says that this machine is slow: scenes are N times smaller.
  */
 #ifndef PATTERN_H
 #define PATTERN_H
@@ -19,6 +19,12 @@
 
 #define MIB (1ul << 20)
 #define PAGE 4096ul
+
+static inline size_t scaled(size_t n)
+{
+	const char *slow = getenv("COAL_TEST_SLOW");
+	return slow ? n / (size_t)atoi(slow) : n;
+}
 
 static inline uint64_t pattern_word(uint64_t seed, size_t index)
 {

@@ -12,7 +12,7 @@
 #include <sys/uio.h>
 #include <sys/utsname.h>
 
-#define SIZE (24 * MIB)
+#define SIZE scaled(24 * MIB)
 
 static char local[MIB] __attribute__((aligned(4096))); /* stays resident: not from malloc */
 
@@ -191,7 +191,7 @@ static void pipes(char **argv)
 	pattern_must_hold("pipe", to, SIZE, 1);
 }
 
-#define WORDS 4096
+#define WORDS scaled(4096)
 
 static void futex_wait_for(int *word, int value)
 {
@@ -251,8 +251,8 @@ static struct turnstile *turnstiles[TURNSTILES];
 
 static void *take_turns(void *odd)
 {
-	for (unsigned i = 0; i < 20000; i++) {
-		struct turnstile *t = turnstiles[i % TURNSTILES];
+	for (unsigned i = 0; i < scaled(20000); i++) {
+		struct turnstile *t = turnstiles[i % scaled(TURNSTILES)];
 		must(!pthread_mutex_lock(&t->lock));
 		while (t->turn % 2 != (odd != NULL))
 			must(!pthread_cond_wait(&t->moved, &t->lock));
@@ -267,9 +267,9 @@ static void mutexes(char **argv)
 {
 	(void)argv;
 	pthread_t thread;
-	struct turnstile *all = must_alloc(TURNSTILES * sizeof(*all));
-	memset(all, 0, TURNSTILES * sizeof(*all));
-	for (int i = 0; i < TURNSTILES; i++) {
+	struct turnstile *all = must_alloc(scaled(TURNSTILES) * sizeof(*all));
+	memset(all, 0, scaled(TURNSTILES) * sizeof(*all));
+	for (size_t i = 0; i < scaled(TURNSTILES); i++) {
 		turnstiles[i] = &all[i];
 		must(!pthread_mutex_init(&turnstiles[i]->lock, NULL) && !pthread_cond_init(&turnstiles[i]->moved, NULL));
 	}
@@ -278,9 +278,9 @@ static void mutexes(char **argv)
 	take_turns(NULL);
 	must(!pthread_join(thread, NULL));
 	unsigned turns = 0;
-	for (int i = 0; i < TURNSTILES; i++)
+	for (size_t i = 0; i < scaled(TURNSTILES); i++)
 		turns += turnstiles[i]->turn;
-	must(turns == 40000);
+	must(turns == 2 * scaled(20000));
 }
 
 static int press_stop;
@@ -299,7 +299,7 @@ static void *press(void *ballast)
 static void direct_io(char **argv)
 {
 	pthread_t thread;
-	size_t size = 8 * MIB;
+	size_t size = scaled(8 * MIB);
 	char *data = must_alloc(size);
 	int fd = scratch_file(argv[0], O_DIRECT);
 	must(!pthread_create(&thread, NULL, press, must_alloc(SIZE / 2)));
@@ -319,7 +319,7 @@ static void direct_io(char **argv)
 /* Small structures that the kernel reads and fills in. */
 static void structures(char **argv)
 {
-	enum { N = 2000 };
+	size_t n = scaled(2000);
 	struct record {
 		char path[512];
 		struct stat st;
@@ -328,14 +328,14 @@ static void structures(char **argv)
 		struct timespec time;
 		sigset_t set;
 		char fill[2048];
-	} *all = must_alloc(N * sizeof(*all));
+	} *all = must_alloc(n * sizeof(*all));
 	struct stat want;
 	int fd = scratch_file(argv[0], 0);
 	must(ftruncate(fd, 12345) == 0 && !fstat(fd, &want));
-	for (int i = 0; i < N; i++)
+	for (size_t i = 0; i < n; i++)
 		snprintf(all[i].path, sizeof(all[i].path), "%s/scratch", argv[0]);
 	evict();
-	for (int i = 0; i < N; i++) {
+	for (size_t i = 0; i < n; i++) {
 		must(!stat(all[i].path, &all[i].st) && !uname(&all[i].uts));
 		all[i].poll = (struct pollfd){ .fd = fd, .events = POLLIN };
 		must(poll(&all[i].poll, 1, 0) == 1);
@@ -343,7 +343,7 @@ static void structures(char **argv)
 		must(!syscall(SYS_rt_sigprocmask, SIG_BLOCK, NULL, &all[i].set, 8));
 	}
 	evict();
-	for (int i = 0; i < N; i++) {
+	for (size_t i = 0; i < n; i++) {
 		must(all[i].st.st_size == 12345 && all[i].st.st_ino == want.st_ino);
 		must(!strcmp(all[i].uts.sysname, "Linux") && all[i].poll.revents == POLLIN && all[i].time.tv_sec > 0);
 	}
@@ -388,7 +388,7 @@ static uint64_t descend(unsigned depth, uint64_t seed)
 static void *on_remote_stack(void *arg)
 {
 	for (uint64_t i = 0; i < 4; i++)
-		must(descend(500, (uintptr_t)arg + i) == 501);
+		must(descend((unsigned)scaled(500), (uintptr_t)arg + i) == scaled(500) + 1);
 	return arg;
 }
 
