@@ -440,7 +440,8 @@ static uint64_t serve_pool(struct pool *pool)
 	struct round r = { .pool = pool };
 	bool drained = true;
 
-	pool->evict_wanted = false;
+	if (atomic_exchange(&pool->evict_wanted, false))
+		pool->looked_in_vain = 0; /* who asks has all slots looked at, from now */
 	pthread_mutex_lock(&pool->lock);
 	if (!paused) {
 		if (flush.state == 1 && flush.m->pool == pool)

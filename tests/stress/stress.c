@@ -20,7 +20,7 @@
 
 const char *argp_program_version = "stress " COAL_VERSION;
 
-struct options options = { .seconds = 10, .threads = 4, .hang = 30, .fail_ms = 5000, .cuts = true, .forks = true, .budgets = true,
+struct options options = { .seconds = 10, .threads = 4, .hang = 60, .fail_ms = 20000, .cuts = true, .forks = true, .budgets = true,
 			   .direct = true };
 coal_pool *pool;
 struct worker worker[MAX_THREADS + 1];
@@ -312,8 +312,8 @@ static const struct argp_option known[] = {
 	{ "no-forks", NO_FORKS, NULL, 0, "no children", 0 },
 	{ "no-budgets", NO_BUDGETS, NULL, 0, "the budget stays at 200 pages", 0 },
 	{ "no-direct", NO_DIRECT, NULL, 0, "no O_DIRECT, which needs UFFDIO_MOVE (and is left out with the fallback)", 0 },
-	{ "hang", HANG, "SECONDS", 0, "an operation that takes so long is a failure (30)", 0 },
-	{ "fail-after", FAIL_MS, "MS", 0, "the pool's bound (5000)", 0 },
+	{ "hang", HANG, "SECONDS", 0, "an operation that takes so long is a failure (60)", 0 },
+	{ "fail-after", FAIL_MS, "MS", 0, "the pool's bound (20000): disturbances in a row add up", 0 },
 	{ 0 },
 };
 
