@@ -16,7 +16,8 @@ array colour[12] = ["#0072b2", "#d55e00", "#cc79a7", "#000000", "#8c564b", "#555
 array width[12] = [4, 4, 2.6, 2.6, 2.6, 1.8, 1.8, 1.8, 1.8, 1.8, 1.8, 1.8]
 array dash[12] = [1, 1, 1, 1, 1, 3, 1, 2, 1, 2, 1, 2]
 known(i) = strstrt(" ".have." ", " ".word(names, i)." ") > 0
-source(i) = known(i) ? data : "/dev/null"
+list = ""
+do for [i=1:12] { if (known(i)) { list = list." ".i } }
 
 set multiplot
 set label 1 "How long a page fault takes when the page is on a memserver" at screen 0.06, 0.955 font ",20"
@@ -35,8 +36,8 @@ set rmargin at screen 0.49
 set yrange [0:1]
 set ytics ("0 %%" 0, "25 %%" 0.25, "50 %%" 0.5, "75 %%" 0.75, "100 %%" 1)
 set ylabel "done by then"
-plot for [i=1:12] source(i) index word(names, i) using 1:2 with lines \
-	linecolor rgb colour[i] linewidth width[i] dashtype dash[i]
+plot for [k in list] data index word(names, int(k)) using 1:2 with lines \
+	linecolor rgb colour[int(k)] linewidth width[int(k)] dashtype dash[int(k)]
 
 unset label 1
 unset label 2
@@ -49,8 +50,8 @@ set logscale y
 set yrange [0.0001:1]
 set ytics ("1 in 1" 1, "1 in 10" 0.1, "1 in 100" 0.01, "1 in 1,000" 0.001, "1 in 10,000" 0.0001)
 set ylabel "slower than that" offset 1
-plot for [i=1:12] source(i) index word(names, i) using 1:3 with lines \
-	linecolor rgb colour[i] linewidth width[i] dashtype dash[i]
+plot for [k in list] data index word(names, int(k)) using 1:3 with lines \
+	linecolor rgb colour[int(k)] linewidth width[int(k)] dashtype dash[int(k)]
 
 # A plot without curves holds the legend, so that it may be as wide as the picture.
 unset logscale
@@ -65,5 +66,5 @@ set tmargin at screen 0.25
 set bmargin at screen 0.06
 set yrange [0:1]
 set key inside center center vertical maxrows 5 Left reverse samplen 2.6 spacing 1.35 width -9 noenhanced
-plot for [i=1:12] NaN with lines linecolor rgb colour[i] linewidth width[i] dashtype dash[i] title title[i]
+plot for [k in list] NaN with lines linecolor rgb colour[int(k)] linewidth width[int(k)] dashtype dash[int(k)] title title[int(k)]
 unset multiplot
