@@ -34,7 +34,7 @@ struct uffdio_move {
 
 #define VECTOR ((size_t)64 * COAL_PAGE_SIZE)
 #define WARM_UP_VECTORS 256u
-#define VECTORS 4096u /* 1 GiB */
+#define VECTORS 2048u /* 512 MiB */
 
 static void serve_stream(int fd, int cpu)
 {
