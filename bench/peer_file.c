@@ -2,9 +2,9 @@
 /*
  * peer_file.c - a file, mapped shared: what a FUSE file system such as nbdfuse offers as remote memory.
  *
- * The budget is kept by the memory control group that pflat was started in, as for swap: its page cache is charged to it, and
- * the kernel picks what leaves. Dropping pages ourselves with madvise would put system calls of ours into the peer's time,
- * and would measure our choice of pages instead of the kernel's.
+ * The budget is kept by the memory control group that pflat was started in, as for swap: its page cache is charged to it,
+ * and the kernel picks what leaves. Dropping pages ourselves with madvise would put system calls of ours into the peer's
+ * time, and would measure our choice of pages instead of the kernel's.
  */
 #include "peer.h"
 #include <errno.h>

@@ -4,10 +4,10 @@
 A peer is a context manager that gives a Ready: options for pflat, and a function that puts the process that calls it under
 the memory limit. It raises Skip with the reason where it can't be had.
 
-Everything of one run is named after the process: /run/coal-bench-PID, a control group coal-bench-PID. The folder holds a note
-of each thing before that thing is made, so one function, remove(), takes down what a finished, an interrupted and a killed
-run have left; sweep() calls it for runs whose process is gone. Swap space, loops and zram devices that were there before are
-never touched: our own are new ones. One peer at a time.
+Everything of one run is named after the process: /run/coal-bench-PID, a control group coal-bench-PID, and what is made
+elsewhere is noted in that folder. So one function, remove(), takes down what a finished, an interrupted and a killed run have
+left; sweep() calls it for runs whose process is gone. Swap space, loops and zram devices that were there before are never
+touched: our own are new ones. One peer at a time.
 """
 import contextlib
 import dataclasses
@@ -245,8 +245,8 @@ def start_nbdfuse(folder, uri):
     note = f"{folder}/nbdfuse.pid"
     os.mkdir(f"{folder}/nbd")
     with open(f"{folder}/nbdfuse.log", "wb") as log:
-        subprocess.Popen(["nbdfuse", "-P", note, f"{folder}/nbd/nbd", uri], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                         start_new_session=True)
+        subprocess.Popen(["nbdfuse", "-P", note, f"{folder}/nbd/nbd", uri], stdin=subprocess.DEVNULL, stdout=log,
+                         stderr=log, start_new_session=True)
     wait_until(lambda: os.path.exists(note) and read(note), f"nbdfuse has mounted ({folder}/nbdfuse.log)")
     return f"{folder}/nbd/nbd"
 

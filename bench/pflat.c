@@ -23,7 +23,9 @@
 /* libc looks it up by name, which -fvisibility=hidden would hide from it. */
 __attribute__((visibility("default"))) const char *argp_program_version = "pflat (Coalesce) " COAL_VERSION;
 
-enum option_key { KEY_CDF = 256, KEY_SECONDS, KEY_FAULTS, KEY_SEED, KEY_KEY, KEY_PEER, KEY_SCAN, KEY_SOFT, KEY_NO_FLOORS, KEY_ON_CUE };
+enum option_key {
+	KEY_CDF = 256, KEY_SECONDS, KEY_FAULTS, KEY_SEED, KEY_KEY, KEY_PEER, KEY_SCAN, KEY_SOFT, KEY_NO_FLOORS, KEY_ON_CUE,
+};
 
 static const struct argp_option options_known[] = {
 	{ "pool", 'p', "SPEC", 0,
@@ -42,8 +44,8 @@ static const struct argp_option options_known[] = {
 	{ "seconds", KEY_SECONDS, "S", 0, "end after so many seconds of timed faults", 0 },
 	{ "seed", KEY_SEED, "N", 0, "of the contents and of the random order (default 1)", 0 },
 	{ "no-floors", KEY_NO_FLOORS, NULL, 0, "measure only those floors that tell a fault from a resident page", 0 },
-	{ "on-cue", KEY_ON_CUE, NULL, 0, "print a line \"ready\" when the pages are warm, and begin at the next line of standard input",
-	  0 },
+	{ "on-cue", KEY_ON_CUE, NULL, 0,
+	  "print a line \"ready\" when the pages are warm, and begin at the next line of standard input", 0 },
 	{ "json", 'j', NULL, 0, "print a JSON document instead of the table", 0 },
 	{ "cdf", KEY_CDF, "FILE", 0, "write the distributions for gnuplot: a data set a kind, microseconds and share", 0 },
 	{ 0 },

@@ -139,7 +139,8 @@ void private_server_stop(struct private_server *server);
 /* pflat_run.c */
 
 /* An access faster than resident_ns found its page resident. 0, or -errno after a line on stderr. */
-int run_measure(const struct pflat_options *options, const struct cpus *cpus, uint64_t resident_ns, struct run_result *result);
+int run_measure(const struct pflat_options *options, const struct cpus *cpus, uint64_t resident_ns,
+		struct run_result *result);
 
 /* pflat_report.c */
 struct report {

@@ -4,8 +4,8 @@
  *
  * Every thread walks its own part of one fixed order round and round. A page comes up again only after all others of its
  * part, so with a budget below the number of pages most have left by then: nearly each access faults, and once the budget
- * is full each fault evicts. An access that finds its page resident is counted apart. Where the kernel serves the faults we
- * know it from the kernel's count of this thread's faults. A fault that a signal handler serves is not in that count; so with
+ * is full each fault evicts. An access that finds its page resident is counted apart. Where the kernel serves the faults
+ * we know it from the kernel's count of this thread's faults. A fault that a signal handler serves is not in that count; so with
  * other pagers it is an access that takes less than half of the fastest userfault without network, which no fault can. The
  * pager's own count of faults is reported beside ours, so that a mistake would show.
  *
@@ -468,7 +468,8 @@ out:
 	return err;
 }
 
-int run_measure(const struct pflat_options *o, const struct cpus *cpus, uint64_t resident_ns, struct run_result *result)
+int run_measure(const struct pflat_options *o, const struct cpus *cpus, uint64_t resident_ns,
+		struct run_result *result)
 {
 	struct run run = { .options = o, .resident_ns = resident_ns };
 	struct peer_request request = {

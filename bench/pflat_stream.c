@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * pflat_stream.c - the floor of sequential work: how many bytes a second come through the socket and into a mapping, and out
- * again, if nobody keeps books.
+ * pflat_stream.c - the floor of sequential work: how many bytes a second come through the socket and into a mapping,
+ * and out again, if nobody keeps books.
  *
- * A server on the next core sends without being asked. We receive vectors of 64 pages into a buffer, move the buffer's pages
- * into a mapping and from there back into the buffer, as a pager does whose frames circulate: no page is allocated, zeroed or
- * copied beside the socket's own copy.
+ * A server on the next core sends without being asked. We receive vectors of 64 pages into a buffer, move the buffer's
+ * pages into a mapping and from there back into the buffer, as a pager does whose frames circulate: no page is allocated,
+ * zeroed or copied beside the socket's own copy.
  */
 #include "pflat.h"
 #include <errno.h>

@@ -16,7 +16,11 @@ sys.path.insert(0, BENCH)
 import peers  # noqa: E402  pylint: disable=wrong-import-position
 
 PAGES, LOCAL = 8192, 8 << 20
-HOLD = "import sys, peers\nwith peers.PEERS[sys.argv[1]](8 << 20, 2 << 20):\n    print('ready', flush=True)\n    sys.stdin.read()\n"
+HOLD = """import sys, peers
+with peers.PEERS[sys.argv[1]](8 << 20, 2 << 20):
+    print('ready', flush=True)
+    sys.stdin.read()
+"""
 
 pytestmark = pytest.mark.skipif(bool(os.environ.get("COAL_SANITIZED")), reason="pflat measures; it has no sanitized build")
 
