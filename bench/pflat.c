@@ -239,7 +239,8 @@ static int report(const struct report *r)
 		fprintf(stderr, "pflat: can't write %s: %s\n", r->options->cdf_file, strerror(-err));
 		return err;
 	}
-	if (!r->run->fault.count && !r->run->scanned) {
+	/* Readahead may leave a walk in order without any fault, but not without pages that make room. */
+	if (!r->run->fault.count && !r->run->pager.evicted) {
 		fprintf(stderr, "pflat: no access faulted: is the pager's budget kept%s? Give more --pages or less --local\n",
 			r->options->peer->in_kernel ? " (by a memory control group: bench/run sets one up)" : "");
 		return -ENODATA;
