@@ -27,7 +27,8 @@ DEPS_BUILD := gcc g++ make pkg-config libc6-dev linux-libc-dev \
 DEPS_TEST := libcmocka-dev python3-pytest python3-pytest-timeout redis-server redis-tools python3-redis sqlite3 \
 	xz-utils git curl iproute2 man-db binutils procps python3 coreutils util-linux \
 	qemu-system-x86 e2fsprogs
-DEPS_BENCH := gnuplot-nox
+# Only for `make bench`: pictures; and the peers: nbdkit's memory export, nbdfuse, which makes a file of it, and its helper.
+DEPS_BENCH := gnuplot-nox nbdkit libnbd-bin fuse3
 DEPS_LINT := clang clang-tidy cppcheck libclang-rt-14-dev
 
 Q = $(if $(V),,@)
@@ -37,7 +38,7 @@ LIBCOAL_SRC   := $(wildcard pager/*.c)
 MALLOC_SRC    := $(wildcard pager/malloc/*.c)
 COAL_SRC      := $(wildcard pager/cmd/*.c)
 MEMSERVER_SRC := $(wildcard memserver/*.c)
-PFLAT_SRC     := $(wildcard bench/pflat*.c)
+PFLAT_SRC     := $(wildcard bench/pflat*.c bench/peer*.c)
 UNIT_SRC      := $(wildcard tests/unit/*.c)
 API_SRC       := $(wildcard tests/api/*.c)
 STRESS_SRC    := $(wildcard tests/stress/*.c)
@@ -99,10 +100,10 @@ $(B)/tests/api/%: $(B)/obj/tests/api/%.o $(B)/libcoal.so
 	$(Q)$(CC) $(ALL_LDFLAGS) -Wl,-rpath,'$$ORIGIN/../..' -o $@ $(filter %.o,$^) -L$(B) -lcoal -lcmocka
 
 .PHONY: bench bench-quick
-bench: $(B)/pflat $(B)/memserver  ## measure page faults: build/bench/results.json and latency-cdf.svg (about 4 minutes)
+bench: deps-bench $(B)/pflat $(B)/memserver  ## measure ours, peers and floors: build/bench/results.json, SVGs (under 10 minutes)
 	bench/run --build $(B)
 
-bench-quick: $(B)/pflat $(B)/memserver  ## the same in less than a minute, coarser
+bench-quick: deps-bench $(B)/pflat $(B)/memserver  ## the same in less than a minute, coarser
 	bench/run --build $(B) --quick
 
 $(STRESS): $(call obj,$(STRESS_SRC)) $(B)/libcoal.so
@@ -181,15 +182,21 @@ check-fuzz: $(B)/fuzz/fuzz_request  ## fuzz the memserver's request parser for F
 	$(B)/fuzz/fuzz_request -max_total_time=$(FUZZ_SECONDS) -max_len=100000 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
 		-artifact_prefix=$(B)/fuzz/ $(B)/fuzz/corpus $(B)/fuzz/seeds
 
-.PHONY: help deps clean
+.PHONY: help deps deps-bench clean
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-deps:  ## install the Debian packages that are missing
-	@missing=$$(for p in $(DEPS_BUILD) $(DEPS_TEST) $(DEPS_BENCH) $(DEPS_LINT); do \
+# $(call install_missing,PACKAGES): those that are missing.
+install_missing = missing=$$(for p in $(1); do \
 		dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
 	test -z "$$missing" || { echo "installing: "$$missing; \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }
+
+deps:  ## install the Debian packages that are missing
+	@$(call install_missing,$(DEPS_BUILD) $(DEPS_TEST) $(DEPS_LINT))
+
+deps-bench:  ## install what only make bench uses: gnuplot-nox, and the peers nbdkit, libnbd-bin (nbdfuse), fuse3
+	@$(call install_missing,$(DEPS_BENCH)) || echo "not installed: the benchmark leaves out what needs them, and says so"
 
 MAN     := $(wildcard pager/cmd/*.1 bench/*.1 pager/*.3 memserver/*.8)
 UNITS   := $(wildcard memserver/*.service)

@@ -16,27 +16,36 @@
 #define DEFAULT_FAULTS 100000u
 #define MIN_PAGES 256u
 #define MIN_BUDGET (10 * COAL_PAGE_SIZE)
-#define MAX_FLOOR_SAMPLES 20000u
+#define MAX_FLOOR_SAMPLES 5000u
 #define EXIT_USAGE 2
 #define CLOCK_READINGS 100000u
 
 /* libc looks it up by name, which -fvisibility=hidden would hide from it. */
 __attribute__((visibility("default"))) const char *argp_program_version = "pflat (Coalesce) " COAL_VERSION;
 
-enum option_key { KEY_CDF = 256, KEY_SECONDS, KEY_FAULTS, KEY_SEED, KEY_KEY };
+enum option_key {
+	KEY_CDF = 256, KEY_SECONDS, KEY_FAULTS, KEY_SEED, KEY_KEY, KEY_PEER, KEY_SCAN, KEY_SOFT, KEY_NO_FLOORS, KEY_ON_CUE,
+};
 
 static const struct argp_option options_known[] = {
 	{ "pool", 'p', "SPEC", 0,
 	  "memservers to use: HOST:PORT or unix:PATH, several with commas between (default: a private one on a UNIX socket)", 0 },
+	{ "peer", KEY_PEER, "NAME[:SPEC]", 0,
+	  "measure another pager on the same walk: swap, or file:PATH to be mapped; who keeps the budget says bench/README.md", 0 },
 	{ "pages", 'n', "N", 0, "pages that are touched in turn (default 16384)", 0 },
 	{ "local", 'l', "SIZE", 0, "budget of resident memory, at most half of the pages (default a quarter of them)", 0 },
 	{ "pattern", 'P', "seq|random|stride:N", 0, "order of the pages (default random)", 0 },
 	{ "threads", 't', "N", 0, "threads that touch pages, each its own part (default 1)", 0 },
 	{ "write", 'w', "PCT", 0, "share of the accesses that store (default 0)", 0 },
+	{ "scan", KEY_SCAN, NULL, 0, "go over the pages and time the whole, not each touch: bytes per second", 0 },
+	{ "soft", KEY_SOFT, NULL, 0, "look for pages that have just left and store to them, so that they are caught leaving", 0 },
 	{ "key", KEY_KEY, "FILE", 0, "key shared with the memservers", 0 },
 	{ "faults", KEY_FAULTS, "N", 0, "end after so many timed faults (default 100000 unless --seconds is given)", 0 },
 	{ "seconds", KEY_SECONDS, "S", 0, "end after so many seconds of timed faults", 0 },
 	{ "seed", KEY_SEED, "N", 0, "of the contents and of the random order (default 1)", 0 },
+	{ "no-floors", KEY_NO_FLOORS, NULL, 0, "measure only those floors that tell a fault from a resident page", 0 },
+	{ "on-cue", KEY_ON_CUE, NULL, 0,
+	  "print a line \"ready\" when the pages are warm, and begin at the next line of standard input", 0 },
 	{ "json", 'j', NULL, 0, "print a JSON document instead of the table", 0 },
 	{ "cdf", KEY_CDF, "FILE", 0, "write the distributions for gnuplot: a data set a kind, microseconds and share", 0 },
 	{ 0 },
@@ -75,6 +84,30 @@ static void set_pattern(struct argp_state *state, const char *arg, struct pflat_
 	}
 }
 
+static void set_peer(struct argp_state *state, const char *arg, struct pflat_options *o)
+{
+	const char *colon = strchrnul(arg, ':');
+
+	o->peer = peer_find(arg, (uint64_t)(colon - arg));
+	if (!o->peer)
+		argp_failure(state, EXIT_USAGE, 0, "there is no peer %.*s: give one of %s", (int)(colon - arg), arg, peer_names());
+	else if (*colon && !o->peer->spec)
+		argp_failure(state, EXIT_USAGE, 0, "the peer %s takes nothing behind a colon", o->peer->name);
+	else if (*colon)
+		o->spec = colon + 1;
+	else if (o->peer->spec && o->peer != &peer_coal)
+		argp_failure(state, EXIT_USAGE, 0, "the peer %s needs %s: give %s:%s", o->peer->name, o->peer->spec, o->peer->name,
+			     "SPEC");
+}
+
+static void check_scan(struct argp_state *state, const struct pflat_options *o)
+{
+	if (o->soft)
+		argp_failure(state, EXIT_USAGE, 0, "--scan and --soft exclude each other");
+	if (o->write_percent % 100)
+		argp_failure(state, EXIT_USAGE, 0, "a scan either loads or stores: give --write 0 or 100");
+}
+
 static void complete_options(struct argp_state *state, struct pflat_options *o)
 {
 	uint64_t bytes = o->pages * COAL_PAGE_SIZE;
@@ -83,6 +116,8 @@ static void complete_options(struct argp_state *state, struct pflat_options *o)
 		o->budget = bytes / 4;
 	if (!o->faults && !o->limit_ns)
 		o->faults = DEFAULT_FAULTS;
+	if (o->scan)
+		check_scan(state, o);
 	if (o->budget < MIN_BUDGET || o->budget > bytes / 2)
 		argp_failure(state, EXIT_USAGE, 0,
 			     "--local %llu is not between 40K and %s, half of the pages: more would leave too little to fault on",
@@ -90,6 +125,10 @@ static void complete_options(struct argp_state *state, struct pflat_options *o)
 	if (o->pattern == PATTERN_STRIDE && o->stride >= o->pages)
 		argp_failure(state, EXIT_USAGE, 0, "stride:%u is no stride in %llu pages: give less, or more --pages", o->stride,
 			     (unsigned long long)o->pages);
+	if (o->soft && o->threads > 1)
+		argp_failure(state, EXIT_USAGE, 0, "--soft goes with one thread only");
+	if (o->soft)
+		o->write_percent = 100;
 }
 
 static error_t parse_option(int key, char *arg, struct argp_state *state)
@@ -98,7 +137,11 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
 
 	switch (key) {
 	case 'p':
-		o->pool = arg;
+		o->peer = &peer_coal;
+		o->spec = arg;
+		break;
+	case KEY_PEER:
+		set_peer(state, arg, o);
 		break;
 	case 'n':
 		o->pages = number(state, arg, "number of pages", MIN_PAGES, UINT32_MAX);
@@ -127,6 +170,18 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
 		break;
 	case KEY_SEED:
 		o->seed = number(state, arg, "seed", 0, INT64_MAX);
+		break;
+	case KEY_SCAN:
+		o->scan = true;
+		break;
+	case KEY_SOFT:
+		o->soft = true;
+		break;
+	case KEY_NO_FLOORS:
+		o->no_floors = true;
+		break;
+	case KEY_ON_CUE:
+		o->on_cue = true;
 		break;
 	case 'j':
 		o->json = true;
@@ -184,8 +239,10 @@ static int report(const struct report *r)
 		fprintf(stderr, "pflat: can't write %s: %s\n", r->options->cdf_file, strerror(-err));
 		return err;
 	}
-	if (!r->run->fault.count) {
-		fprintf(stderr, "pflat: no access faulted: is the pager's budget kept? Give more --pages or less --local\n");
+	/* Readahead may leave a walk in order without any fault, but not without pages that make room. */
+	if (!r->run->fault.count && !r->run->pager.evicted) {
+		fprintf(stderr, "pflat: no access faulted: is the pager's budget kept%s? Give more --pages or less --local\n",
+			r->options->peer->in_kernel ? " (by a memory control group: bench/run sets one up)" : "");
 		return -ENODATA;
 	}
 	if (r->options->json)
@@ -197,25 +254,30 @@ static int report(const struct report *r)
 	return err;
 }
 
-static int measure(const struct pflat_options *o, const struct cpus *cpus)
+static int measure(struct pflat_options *o, const struct cpus *cpus)
 {
 	static struct series floors[FLOORS];
 	static struct run_result run;
 	struct private_server *server = NULL;
-	struct report r = { o, cpus, floors, &run, o->pool && strncmp(o->pool, "unix:", 5), measure_clock() };
-	uint64_t samples = o->faults && o->faults < MAX_FLOOR_SAMPLES ? o->faults : MAX_FLOOR_SAMPLES;
-	const char *spec = o->pool;
-	int err = floors_measure(floors, cpus, r.tcp, samples);
+	bool ours = o->peer == &peer_coal, private = ours && !o->spec;
+	struct report r = {
+		.options = o, .cpus = cpus, .floors = floors, .run = &run, .private = private,
+		.tcp = ours && !private && strncmp(o->spec, "unix:", 5), .clock_ns = measure_clock(),
+	};
+	struct floors_wanted wanted = {
+		cpus, r.tcp, o->no_floors || !ours, o->faults && o->faults < MAX_FLOOR_SAMPLES ? o->faults : MAX_FLOOR_SAMPLES,
+	};
+	int err = floors_measure(&wanted, floors, &r.stream);
 
 	if (err) {
 		fprintf(stderr, "pflat: can't measure the floors: %s (`coal doctor` says what may be missing)\n", strerror(-err));
 		goto out;
 	}
-	if (!spec)
-		err = private_server_start(2 * o->pages * COAL_PAGE_SIZE, o->key_file, &server, &spec);
+	if (private)
+		err = private_server_start(2 * o->pages * COAL_PAGE_SIZE, o->key_file, &server, &o->spec);
 	if (err)
 		goto out;
-	err = run_measure(o, cpus, spec, floors[FLOOR_UFFD_SAME].min_ns / 2, &run);
+	err = run_measure(o, cpus, floors[FLOOR_UFFD_SAME].min_ns / 2, &run);
 	private_server_stop(server);
 	if (!err)
 		err = report(&r);
@@ -234,7 +296,9 @@ int main(int argc, char **argv)
 		"\vSizes and counts may end in K, M, G or T. The method is described in bench/README.md.",
 		NULL, NULL, NULL,
 	};
-	struct pflat_options options = { .pages = DEFAULT_PAGES, .pattern = PATTERN_RANDOM, .threads = 1, .seed = 1 };
+	struct pflat_options options = {
+		.peer = &peer_coal, .pages = DEFAULT_PAGES, .pattern = PATTERN_RANDOM, .threads = 1, .seed = 1,
+	};
 	static struct cpus cpus;
 	int err;
 

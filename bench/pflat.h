@@ -3,12 +3,14 @@
  * pflat.h - the parts of pflat, the page-fault latency microbenchmark, and what they say to each other.
  *
  * pflat.c reads the command line and calls the others in turn: floors first (they fork, which must not meet a mapping),
- * then a private memserver if no pool was named, then the run, then the report.
+ * then a private memserver if no pool was named, then the run, then the report. The memory under test comes from a peer
+ * (peer.h): ours unless another one is named.
  */
 #ifndef PFLAT_H
 #define PFLAT_H
 
 #include "pattern.h"
+#include "peer.h"
 #include <coal/coal.h>
 #include <hist.h>
 #include <statpage.h>
@@ -20,10 +22,15 @@
 #define PFLAT_MAX_CPUS 1024
 
 struct pflat_options {
-	const char *pool; /* NULL: a private memserver */
+	const struct peer *peer;
+	const char *spec; /* what the peer is given; NULL for ours: a private memserver */
 	const char *key_file;
 	const char *cdf_file;
 	bool json;
+	bool soft;      /* touch pages while they leave */
+	bool scan;      /* time the whole walk, not each touch */
+	bool no_floors; /* but those that tell a fault from a resident page */
+	bool on_cue;    /* say when the pages are warm, begin when a line comes in */
 	uint64_t pages;
 	uint64_t budget; /* bytes */
 	enum pattern_kind pattern;
@@ -66,11 +73,13 @@ enum floor_kind {
 struct run_result {
 	struct series fault;
 	uint64_t hits;          /* accesses that found their page resident */
+	uint64_t scanned;       /* pages of a scan */
 	uint64_t elapsed_ns;
 	uint64_t resident_bytes; /* when the timed part began */
 	struct coal_stats pager; /* what the pager counted meanwhile; gauges are those of the end */
 	bool have_stages;
 	struct hist stage[STAT_STAGES]; /* the pager's own cut of the demand reads of the timed part */
+	struct hist kind[STAT_KINDS];   /* and of all faults by kind */
 };
 
 static inline uint64_t now_ns(void)
@@ -99,10 +108,27 @@ int series_write_cdf(struct series *s, FILE *file);
 
 /* pflat_floor.c */
 
-/* Measure all floors with n samples each, on cpus->cpu[0] and, where two parties are needed, the next core. 0 or -errno. */
-int floors_measure(struct series floors[FLOORS], const struct cpus *cpus, bool tcp, uint64_t n);
+struct floors_wanted {
+	const struct cpus *cpus; /* the measuring side is on cpu[0], where two parties are needed the other one on the next */
+	bool tcp;
+	bool few;   /* only FLOOR_ANON and FLOOR_UFFD_SAME */
+	uint64_t n; /* samples of each */
+};
+
+/* 0 or -errno. *stream becomes bytes per second, or 0 if it was not measured. */
+int floors_measure(const struct floors_wanted *wanted, struct series floors[FLOORS], double *stream);
 /* 0, or -errno when the thread can't be moved to that core. */
 int pin_thread(int cpu);
+/* A connected pair of sockets, TCP over the loopback interface or UNIX. */
+int socket_pair(bool tcp, int pair[2]);
+/* Exactly size bytes; flags is 0 to sleep or MSG_DONTWAIT to spin. */
+int receive_all(int fd, char *buf, size_t size, int flags);
+int send_all(int fd, const char *buf, size_t size);
+
+/* pflat_stream.c */
+
+/* Bytes a second of a loop that receives vectors of pages, moves them into a mapping and out again; 0: the kernel can't. */
+int floor_stream(const struct cpus *cpus, bool tcp, double *bytes_per_second);
 
 /* pflat_server.c */
 struct private_server;
@@ -113,7 +139,7 @@ void private_server_stop(struct private_server *server);
 /* pflat_run.c */
 
 /* An access faster than resident_ns found its page resident. 0, or -errno after a line on stderr. */
-int run_measure(const struct pflat_options *options, const struct cpus *cpus, const char *spec, uint64_t resident_ns,
+int run_measure(const struct pflat_options *options, const struct cpus *cpus, uint64_t resident_ns,
 		struct run_result *result);
 
 /* pflat_report.c */
@@ -122,7 +148,9 @@ struct report {
 	const struct cpus *cpus;
 	struct series *floors;
 	struct run_result *run;
+	double stream; /* floor, bytes per second; 0: not measured */
 	bool tcp;
+	bool private; /* the memserver is one of our own */
 	uint64_t clock_ns;
 };
 void report_print(const struct report *report);

@@ -153,8 +153,7 @@ out_area:
 	return err;
 }
 
-/* Receive exactly size bytes; flags is 0 to sleep or MSG_DONTWAIT to spin. */
-static int receive_all(int fd, char *buf, size_t size, int flags)
+int receive_all(int fd, char *buf, size_t size, int flags)
 {
 	while (size) {
 		ssize_t n = recv(fd, buf, size, flags);
@@ -170,7 +169,7 @@ static int receive_all(int fd, char *buf, size_t size, int flags)
 	return 0;
 }
 
-static int send_all(int fd, const char *buf, size_t size)
+int send_all(int fd, const char *buf, size_t size)
 {
 	while (size) {
 		ssize_t n = send(fd, buf, size, MSG_NOSIGNAL);
@@ -191,7 +190,6 @@ static void no_delay(int fd)
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
 }
 
-/* A connected pair of TCP sockets over the loopback interface. */
 static int tcp_pair(int pair[2])
 {
 	struct sockaddr_in addr = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
@@ -222,6 +220,13 @@ fail_listener:
 	err = -errno;
 	close(listener);
 	return err;
+}
+
+int socket_pair(bool tcp, int pair[2])
+{
+	if (tcp)
+		return tcp_pair(pair);
+	return socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) ? -errno : 0;
 }
 
 static void serve_pages(int fd, int cpu, int flags)
@@ -255,8 +260,8 @@ static int ask_pages(int fd, struct series *s, uint64_t n, int flags)
 
 static int floor_rtt(struct series *s, uint64_t n, bool tcp, int server_cpu, int client_flags, int server_flags)
 {
-	int pair[2] = { -1, -1 };
-	int err = tcp ? tcp_pair(pair) : socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) ? -errno : 0;
+	int pair[2];
+	int err = socket_pair(tcp, pair);
 	pid_t pid;
 
 	if (err)
@@ -278,33 +283,44 @@ static int floor_rtt(struct series *s, uint64_t n, bool tcp, int server_cpu, int
 }
 
 struct floor_job {
+	const struct floors_wanted *wanted;
 	struct series *floors;
-	const struct cpus *cpus;
-	bool tcp;
-	uint64_t n;
+	double *stream;
 	int err;
 };
 
-static int floors_run(struct floor_job *job)
+/* The floors that need no second core and no pager: what a fault takes if its page is at hand. */
+static int floors_run_few(const struct floor_job *job)
 {
-	struct series *f = job->floors;
-	int here = job->cpus->cpu[0], there = job->cpus->n > 1 ? job->cpus->cpu[1] : here;
+	int here = job->wanted->cpus->cpu[0];
 	int err = pin_thread(here);
 
 	if (!err)
-		err = floor_anon(&f[FLOOR_ANON], job->n);
+		err = floor_anon(&job->floors[FLOOR_ANON], job->wanted->n);
 	if (!err)
-		err = floor_uffd(&f[FLOOR_UFFD_SAME], job->n, here);
-	if (!err && there != here)
-		err = floor_uffd(&f[FLOOR_UFFD_OTHER], job->n, there);
+		err = floor_uffd(&job->floors[FLOOR_UFFD_SAME], job->wanted->n, here);
+	return err;
+}
+
+static int floors_run_rest(const struct floor_job *job)
+{
+	const struct cpus *cpus = job->wanted->cpus;
+	struct series *f = job->floors;
+	uint64_t n = job->wanted->n;
+	bool tcp = job->wanted->tcp;
+	int err = floor_rtt(&f[FLOOR_RTT_SAME], n, tcp, cpus->cpu[0], 0, 0);
+
+	if (err || cpus->n == 1)
+		return err;
+	err = floor_uffd(&f[FLOOR_UFFD_OTHER], n, cpus->cpu[1]);
 	if (!err)
-		err = floor_rtt(&f[FLOOR_RTT_SAME], job->n, job->tcp, here, 0, 0);
-	if (!err && there != here)
-		err = floor_rtt(&f[FLOOR_RTT_BLOCK], job->n, job->tcp, there, 0, 0);
-	if (!err && there != here)
-		err = floor_rtt(&f[FLOOR_RTT_SPIN], job->n, job->tcp, there, MSG_DONTWAIT, 0);
-	if (!err && there != here)
-		err = floor_rtt(&f[FLOOR_RTT_SPIN_BOTH], job->n, job->tcp, there, MSG_DONTWAIT, MSG_DONTWAIT);
+		err = floor_rtt(&f[FLOOR_RTT_BLOCK], n, tcp, cpus->cpu[1], 0, 0);
+	if (!err)
+		err = floor_rtt(&f[FLOOR_RTT_SPIN], n, tcp, cpus->cpu[1], MSG_DONTWAIT, 0);
+	if (!err)
+		err = floor_rtt(&f[FLOOR_RTT_SPIN_BOTH], n, tcp, cpus->cpu[1], MSG_DONTWAIT, MSG_DONTWAIT);
+	if (!err)
+		err = floor_stream(cpus, tcp, job->stream);
 	return err;
 }
 
@@ -312,11 +328,13 @@ static void *floors_main(void *arg)
 {
 	struct floor_job *job = arg;
 
-	job->err = floors_run(job);
+	job->err = floors_run_few(job);
+	if (!job->err && !job->wanted->few)
+		job->err = floors_run_rest(job);
 	return NULL;
 }
 
-int floors_measure(struct series floors[FLOORS], const struct cpus *cpus, bool tcp, uint64_t n)
+int floors_measure(const struct floors_wanted *wanted, struct series floors[FLOORS], double *stream)
 {
 	static const char *const names[FLOORS][2] = {
 		[FLOOR_ANON] = { "floor.anon", "floor: anonymous fault" },
@@ -327,12 +345,12 @@ int floors_measure(struct series floors[FLOORS], const struct cpus *cpus, bool t
 		[FLOOR_RTT_SPIN] = { "floor.rtt.spin", "floor: round trip, client spins" },
 		[FLOOR_RTT_SPIN_BOTH] = { "floor.rtt.spin_both", "floor: round trip, both spin" },
 	};
-	struct floor_job job = { floors, cpus, tcp, n, 0 };
+	struct floor_job job = { wanted, floors, stream, 0 };
 	pthread_t thread;
 	int err = 0;
 
 	for (int i = 0; i < FLOORS && !err; i++)
-		err = series_init(&floors[i], names[i][0], names[i][1], n);
+		err = series_init(&floors[i], names[i][0], names[i][1], wanted->n);
 	if (err)
 		return err;
 	/* A thread of its own, so that the cores this process may use, which the pager's threads inherit, stay as they were. */

@@ -2,12 +2,13 @@
 /*
  * pflat_report.c - the table, the JSON document and the distribution file.
  *
- * The least that a remote fault can cost is taken as the fastest userfault without network plus the fastest round trip
- * measured in this run; the ratio says how far from it the median fault is.
+ * The floor of a remote fault is a userfault without network on the faulting core plus a round trip with both ends polling,
+ * as this run measured them: medians for the median, 99th percentiles for the 99th percentile.
  */
 #include "pflat.h"
 #include <jansson.h>
 #include <coal/size.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -16,40 +17,33 @@ static double us(uint64_t ns)
 	return (double)ns / 1e3;
 }
 
-/* The series with the lowest median among floors [first, last], of those that were measured. */
-static const struct series *fastest(const struct series *floors, int first, int last)
-{
-	const struct series *best = &floors[first];
-
-	for (int i = first + 1; i <= last; i++)
-		if (floors[i].count && hist_quantile(&floors[i].hist, 0.5) < hist_quantile(&best->hist, 0.5))
-			best = &floors[i];
-	return best;
-}
-
-static const struct series *floor_uffd(const struct report *r)
-{
-	return fastest(r->floors, FLOOR_UFFD_SAME, FLOOR_UFFD_OTHER);
-}
-
+/* The round trip with both ends polling; on one core, where they can't, both sleep. */
 static const struct series *floor_rtt(const struct report *r)
 {
-	return fastest(r->floors, FLOOR_RTT_SAME, FLOOR_RTT_SPIN_BOTH);
+	return &r->floors[r->floors[FLOOR_RTT_SPIN_BOTH].count ? FLOOR_RTT_SPIN_BOTH : FLOOR_RTT_SAME];
 }
 
-static double floor_us(const struct report *r)
+static double floor_us(const struct report *r, double share)
 {
-	return us(hist_quantile(&floor_uffd(r)->hist, 0.5) + hist_quantile(&floor_rtt(r)->hist, 0.5));
+	return us(hist_quantile(&r->floors[FLOOR_UFFD_SAME].hist, share) + hist_quantile(&floor_rtt(r)->hist, share));
 }
 
-static double ratio(const struct report *r)
+/* False: there are no floors of this kind, or no single fault was timed. */
+static bool have_ratio(const struct report *r)
 {
-	return us(hist_quantile(&r->run->fault.hist, 0.5)) / floor_us(r);
+	return floor_rtt(r)->count && r->run->fault.count;
+}
+
+static double ratio(const struct report *r, double share)
+{
+	return us(hist_quantile(&r->run->fault.hist, share)) / floor_us(r, share);
 }
 
 static double per_second(const struct report *r)
 {
-	return r->run->elapsed_ns ? (double)r->run->fault.count * 1e9 / (double)r->run->elapsed_ns : 0;
+	uint64_t n = r->options->scan ? r->run->scanned : r->run->fault.count;
+
+	return r->run->elapsed_ns ? (double)n * 1e9 / (double)r->run->elapsed_ns : 0;
 }
 
 static const char *pattern_name(const struct pflat_options *o, char buf[32])
@@ -65,10 +59,8 @@ static void print_series(const struct series *s)
 {
 	static const double shares[] = { 0.5, 0.9, 0.99, 0.999 };
 
-	if (!s->count) {
-		printf("%-31s not measured: it needs a second core\n", s->label);
+	if (!s->count)
 		return;
-	}
 	printf("%-31s %7.2f", s->label, us(s->min_ns));
 	for (unsigned i = 0; i < sizeof(shares) / sizeof(shares[0]); i++)
 		printf(" %7.2f", us(hist_quantile(&s->hist, shares[i])));
@@ -86,6 +78,13 @@ static void print_stages(const struct run_result *run)
 		       us(hist_quantile(&run->stage[i], 0.999)));
 }
 
+static const char *medium(const struct report *r)
+{
+	if (r->options->peer != &peer_coal)
+		return r->options->peer->name;
+	return r->tcp ? "TCP" : "a UNIX socket";
+}
+
 static void print_head(const struct report *r)
 {
 	const struct pflat_options *o = r->options;
@@ -93,8 +92,8 @@ static void print_head(const struct report *r)
 
 	printf("%s pages (%s), %s resident, %s, %u thread%s, %u %% stores, over %s%s\n", coal_format_size(o->pages, all),
 	       coal_format_size(o->pages * COAL_PAGE_SIZE, (char[16]){ 0 }), coal_format_size(o->budget, budget),
-	       pattern_name(o, pattern), o->threads, o->threads == 1 ? "" : "s", o->write_percent,
-	       r->tcp ? "TCP" : "a UNIX socket", o->pool ? "" : " (private memserver)");
+	       pattern_name(o, pattern), o->threads, o->threads == 1 ? "" : "s", o->write_percent, medium(r),
+	       r->private ? " (private memserver)" : "");
 	printf("%-31s %7s %7s %7s %7s %7s %8s\n", "microseconds", "min", "p50", "p90", "p99", "p99.9", "max");
 }
 
@@ -109,11 +108,19 @@ void report_print(const struct report *r)
 	print_stages(run);
 	for (int i = 0; i < FLOORS; i++)
 		print_series(&r->floors[i]);
-	printf("throughput  %.0f faults/s, %.0f MiB/s\n", per_second(r), per_second(r) * COAL_PAGE_SIZE / 0x1p20);
-	printf("ratio       %.2f = p50 / (%.2f userfault + %.2f round trip)\n", ratio(r),
-	       us(hist_quantile(&floor_uffd(r)->hist, 0.5)), us(hist_quantile(&floor_rtt(r)->hist, 0.5)));
-	printf("counts      %llu faults timed, every page as expected; %llu accesses found their page resident\n",
-	       (unsigned long long)run->fault.count, (unsigned long long)run->hits);
+	printf("throughput  %.0f %s/s, %.0f MiB/s\n", per_second(r), r->options->scan ? "pages" : "faults",
+	       per_second(r) * COAL_PAGE_SIZE / 0x1p20);
+	if (r->stream > 0)
+		printf("stream      %.0f MiB/s through the socket, into a mapping and out again without a pager\n", r->stream / 0x1p20);
+	if (have_ratio(r))
+		printf("ratio       %.2f = p50 / (%.2f userfault + %.2f round trip); p99 %.2f\n", ratio(r, 0.5),
+		       us(hist_quantile(&r->floors[FLOOR_UFFD_SAME].hist, 0.5)), us(hist_quantile(&floor_rtt(r)->hist, 0.5)),
+		       ratio(r, 0.99));
+	if (r->options->scan)
+		printf("counts      %llu pages scanned, every one as expected\n", (unsigned long long)run->scanned);
+	else
+		printf("counts      %llu faults timed, every page as expected; %llu accesses found their page resident\n",
+		       (unsigned long long)run->fault.count, (unsigned long long)run->hits);
 	printf("pager       %llu faults, %llu pages evicted, %llu written back; %.0f %% of the budget resident at the start\n",
 	       (unsigned long long)counted, (unsigned long long)pager->evicted, (unsigned long long)pager->written,
 	       100.0 * (double)run->resident_bytes / (double)r->options->budget);
@@ -140,32 +147,53 @@ static json_t *series_json(const struct series *s)
 			 "mean_us", us(h->sum_ns) / (double)s->count);
 }
 
+/* The pager's own histograms under their names. */
+static json_t *hists_json(const struct hist *hists, const char *const *names, int n)
+{
+	json_t *all = json_object();
+
+	for (int i = 0; i < n; i++)
+		json_object_set_new(all, names[i],
+				    json_pack("{s:I, s:f, s:f, s:f}",
+					      "count", (json_int_t)hist_count(&hists[i]),
+					      "p50_us", us(hist_quantile(&hists[i], 0.5)),
+					      "p99_us", us(hist_quantile(&hists[i], 0.99)),
+					      "p99_9_us", us(hist_quantile(&hists[i], 0.999))));
+	return all;
+}
+
 static json_t *stages_json(const struct run_result *run)
 {
 	static const char *const names[] = STAT_STAGE_NAMES;
-	json_t *all = json_object();
 
-	if (!run->have_stages) {
-		json_decref(all);
-		return json_null();
-	}
-	for (int i = 0; i < STAT_STAGES; i++)
-		json_object_set_new(all, names[i],
-				    json_pack("{s:f, s:f, s:f}",
-					      "p50_us", us(hist_quantile(&run->stage[i], 0.5)),
-					      "p99_us", us(hist_quantile(&run->stage[i], 0.99)),
-					      "p99_9_us", us(hist_quantile(&run->stage[i], 0.999))));
-	return all;
+	return run->have_stages ? hists_json(run->stage, names, STAT_STAGES) : json_null();
+}
+
+static json_t *kinds_json(const struct run_result *run)
+{
+	static const char *const names[] = STAT_KIND_NAMES;
+
+	return run->have_stages ? hists_json(run->kind, names, STAT_KINDS) : json_null();
+}
+
+static json_t *real_json(bool known, double value)
+{
+	return known ? json_real(value) : json_null();
 }
 
 static json_t *options_json(const struct report *r)
 {
 	const struct pflat_options *o = r->options;
+	const char *fabric = r->tcp ? "tcp" : "unix";
 	char pattern[32];
 
-	return json_pack("{s:s?, s:s, s:I, s:I, s:s, s:i, s:i, s:I}",
-			 "pool", o->pool,
-			 "fabric", r->tcp ? "tcp" : "unix",
+	if (o->peer != &peer_coal)
+		fabric = NULL;
+	return json_pack("{s:s, s:s?, s:s?, s:b, s:I, s:I, s:s, s:i, s:i, s:I}",
+			 "peer", o->peer->name,
+			 "pool", r->private ? NULL : o->spec,
+			 "fabric", fabric,
+			 "scan", o->scan,
 			 "pages", (json_int_t)o->pages,
 			 "local_bytes", (json_int_t)o->budget,
 			 "pattern", pattern_name(o, pattern),
@@ -198,17 +226,22 @@ int report_json(const struct report *r)
 	json_object_set_new(latency, r->run->fault.name, series_json(&r->run->fault));
 	for (int i = 0; i < FLOORS; i++)
 		json_object_set_new(latency, r->floors[i].name, series_json(&r->floors[i]));
-	doc = json_pack("{s:s, s:o, s:o, s:o, s:o, s:f, s:f, s:f, s:f, s:I, s:I, s:f, s:I, s:[i,i]}",
+	doc = json_pack("{s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:f, s:f, s:I, s:I, s:I, s:f, s:I, s:[i,i]}",
 			"version", COAL_VERSION,
 			"options", options_json(r),
 			"latency", latency,
 			"stages", stages_json(r->run),
 			"pager", pager_json(r->run),
-			"floor_us", floor_us(r),
-			"ratio", ratio(r),
+			"kinds", kinds_json(r->run),
+			"floor_us", real_json(have_ratio(r), floor_us(r, 0.5)),
+			"floor_p99_us", real_json(have_ratio(r), floor_us(r, 0.99)),
+			"ratio", real_json(have_ratio(r), ratio(r, 0.5)),
+			"ratio_p99", real_json(have_ratio(r), ratio(r, 0.99)),
+			"stream_bytes_per_second", real_json(r->stream > 0, r->stream),
 			"faults_per_second", per_second(r),
 			"bytes_per_second", per_second(r) * COAL_PAGE_SIZE,
 			"faults", (json_int_t)r->run->fault.count,
+			"scanned_pages", (json_int_t)r->run->scanned,
 			"resident_accesses", (json_int_t)r->run->hits,
 			"seconds", (double)r->run->elapsed_ns / 1e9,
 			"clock_ns", (json_int_t)r->clock_ns,

@@ -56,6 +56,28 @@ def test_json_has_throughput_and_ratio(document):
     assert document["ratio"] == pytest.approx(document["latency"]["fault"]["p50_us"] / document["floor_us"], rel=1e-3)
 
 
+@pytest.mark.skipif(os.cpu_count() == 1, reason="on one core both sides of the round trip sleep")
+@pytest.mark.parametrize("quantile, floor, ratio", [("p50_us", "floor_us", "ratio"), ("p99_us", "floor_p99_us", "ratio_p99")])
+def test_floor_is_a_local_userfault_and_a_spinning_round_trip(document, quantile, floor, ratio):
+    latency = document["latency"]
+    both = latency["floor.uffd.same_core"][quantile] + latency["floor.rtt.spin_both"][quantile]
+    assert document[floor] == pytest.approx(both, rel=1e-3)
+    assert document[ratio] == pytest.approx(latency["fault"][quantile] / both, rel=1e-3)
+
+
+def test_stream_is_measured_where_the_kernel_moves_pages(document):
+    if document["stream_bytes_per_second"] is None:
+        pytest.skip("no UFFDIO_MOVE (Linux 6.8), or one core")
+    assert document["stream_bytes_per_second"] > 1e6
+
+
+def test_no_floors_leaves_out_those_of_the_wire():
+    document = measured("--no-floors")
+    assert document["latency"]["floor.anon"] and document["latency"]["floor.uffd.same_core"]
+    assert document["latency"]["floor.rtt.spin_both"] is None
+    assert document["ratio"] is None and document["stream_bytes_per_second"] is None
+
+
 def test_every_timed_access_is_a_fault_of_the_pager(document):
     pager = document["pager"]
     counted = pager["faults_read"] + pager["faults_zero"] + pager["faults_soft"]
@@ -79,8 +101,39 @@ def test_stores_are_written_back():
 @pytest.mark.parametrize("pattern", ["seq", "random", "stride:7"])
 def test_every_pattern_with_threads_and_stores_finds_right_pages(pattern):
     document = measured("--pattern", pattern, "--threads", "3", "--write", "30")
-    assert document["faults"] == 3000
+    # Where pages are read ahead, a walk in order finds most of them resident.
+    assert document["faults"] + document["resident_accesses"] >= 3000
     assert document["options"]["pattern"] == pattern
+
+
+def test_scan_of_loads_goes_over_so_many_pages():
+    document = measured("--no-floors", "--scan", "--pattern", "seq")
+    assert document["scanned_pages"] == 3000
+    assert document["bytes_per_second"] == pytest.approx(3000 * 4096 / document["seconds"], rel=1e-3)
+
+
+def test_scan_of_stores_writes_all_but_a_budget_of_fresh_pages_in_the_timed_part():
+    document = measured("--no-floors", "--scan", "--pattern", "seq", "--write", "100", "--local", "1M")
+    assert document["scanned_pages"] == 1024 - 256
+    assert document["pager"]["faults_zero"] == 1024 - 256
+    assert document["pager"]["written"] > 256
+
+
+def test_soft_catches_pages_while_they_leave():
+    document = measured("--no-floors", "--soft", "--local", "1M")
+    assert document["kinds"]["soft"]["count"] == document["pager"]["faults_soft"] > 0
+
+
+def test_on_cue_begins_at_the_next_line_of_input():
+    with subprocess.Popen([PFLAT, "--json", "--no-floors", "--on-cue", *SMALL], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          text=True) as process:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            assert process.poll() is None
+            document = json.loads(process.communicate("\n", timeout=60)[0])
+        finally:
+            process.kill()
+    assert document["faults"] == 3000
 
 
 def test_seconds_end_the_run():
@@ -151,6 +204,12 @@ def test_named_pool_over_tcp_is_measured_against_tcp(tcp_memserver):
     (["--write", "101"], "101"),
     (["--faults", "0"], "faults"),
     (["--seconds", "-1"], "seconds"),
+    (["--peer", "umap"], "coal, swap, file"),
+    (["--peer", "file"], "path"),
+    (["--peer", "swap:/dev/null"], "colon"),
+    (["--scan", "--write", "30"], "0 or 100"),
+    (["--scan", "--soft"], "--soft"),
+    (["--soft", "--threads", "2"], "one thread"),
 ])
 def test_bad_options_are_refused_with_status_2(arguments, words):
     result = pflat(*arguments)
@@ -164,6 +223,34 @@ def test_unreachable_pool_is_said_in_one_line_with_status_1():
     assert result.returncode == 1
     assert len(result.stderr.strip().splitlines()) == 1
     assert result.stdout == ""
+
+
+@pytest.fixture(name="local_file")
+def fixture_local_file(tmp_path):
+    path = tmp_path / "pages"
+    with open(path, "wb") as file:
+        file.truncate(1024 * 4096)
+    return path
+
+
+@pytest.mark.parametrize("peer", ["file", "swap"])
+def test_peer_whose_budget_nobody_keeps_is_no_measurement(peer, local_file):
+    result = pflat(*SMALL, "--peer", f"file:{local_file}" if peer == "file" else peer)
+    assert result.returncode == 1
+    assert "no access faulted" in result.stderr and "memory control group" in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("path, words", [("/nonexistent/pages", "No such file"), ("/dev/null", "smaller")])
+def test_peer_file_that_will_not_do_is_said_in_one_line_with_status_1(path, words):
+    result = pflat(*SMALL, "--peer", f"file:{path}")
+    assert result.returncode == 1
+    assert words in result.stderr and len(result.stderr.strip().splitlines()) == 1
+
+
+def test_peer_coal_is_ours():
+    document = measured("--peer", "coal", "--no-floors")
+    assert document["options"]["fabric"] == "unix" and document["pager"]["evicted"] > 0
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
