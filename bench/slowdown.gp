@@ -3,17 +3,17 @@
 # about. All panels have the same axes, so that they can be compared. Colours are those of Okabe and Ito, which colour-blind
 # people can tell apart; points and line styles repeat the difference.
 n = words(have)
-columns = n < 4 ? n : 4
+columns = 4
 rows = (n + columns - 1) / columns
 height = 130 + 240 * rows
-width = n < 4 ? 1000 : 1200
-set terminal svg size width,height font "sans-serif,13" background "white" enhanced
+set encoding utf8
+set terminal svg size 1200,height font "sans-serif,13" background "white" enhanced
 set tics nomirror out textcolor "#444444"
 set border 3 linecolor "#777777"
 set grid xtics ytics linecolor "#dddddd" linewidth 0.7
 unset key
 set xrange [6:104]
-set xtics ("12.5" 12.5, "25" 25, "50" 50, "75" 75, "100" 100)
+set xtics ("12.5" 12.5, "25" 25, "50" 50, "75" 75, "100" 100) offset 0, 0.5
 set logscale y
 set yrange [0.8:500]
 set ytics (1, 2, 5, 10, 20, 50, 100, 200, 500)
@@ -33,7 +33,7 @@ set label 5 "than in a plain run" at screen 0.72, 1 - 52.0 / height textcolor "#
 set label 6 "stopped: at least" at screen 0.72, 1 - 74.0 / height textcolor "#555555"
 set object 1 circle at screen 0.705, 1 - 30.0 / height size screen 0.004 fillcolor rgb "#0072b2" fillstyle solid noborder
 set object 2 rectangle center screen 0.705, 1 - 52.0 / height size screen 0.016, screen 2.0 / height fillcolor rgb "#d55e00" fillstyle solid noborder
-set label 7 "^" at screen 0.701, 1 - 76.0 / height textcolor "#000000" font ",17" noenhanced
+set label 7 "△" at screen 0.7, 1 - 74.0 / height textcolor "#000000"
 do for [i=1:n] {
 	row = (i - 1) / columns
 	column = (i - 1) % columns
