@@ -103,7 +103,7 @@ int main(int argc, char **argv)
 	for (uint32_t v = 0; v < g.vertices; v++)
 		checksum = kernel_fold(checksum, s.level[v]);
 	check(&g, &s, kernel_alloc(g.vertices, 1));
-	return kernel_report(json_pack("{s:I, s:I, s:o}", "edges", (json_int_t)g.first[g.vertices], "reached", (json_int_t)s.reached,
-				       "levels", level_counts(&g, &s)),
-			     seconds, checksum);
+	json_t *result = json_pack("{s:I, s:I, s:o}", "edges", (json_int_t)g.first[g.vertices], "reached", (json_int_t)s.reached,
+				   "levels", level_counts(&g, &s));
+	return kernel_report(result, seconds, checksum);
 }

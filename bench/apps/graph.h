@@ -3,8 +3,8 @@
  * graph.h - a scale-free graph, generated one vertex after the other straight into compressed rows.
  *
  * Chung and Lu's model with a power law of exponent 2.5: the vertex of rank r has an expected degree proportional to
- * (r + 1)^(-2/3), and each of its edges leads to a vertex drawn with the same weights, by inversion: rank n * u^3. Ranks are
- * scattered over the vertex numbers, so well-connected vertices are neighbours of badly connected ones in memory.
+ * (r + 1)^(-2/3), and each of its edges leads to a vertex drawn with the same weights, by inversion: rank n * u^3. Ranks
+ * are scattered over the vertex numbers, so well-connected vertices are neighbours of badly connected ones in memory.
  */
 #ifndef BENCH_GRAPH_H
 #define BENCH_GRAPH_H

@@ -22,6 +22,7 @@
 #define KERNEL_EXIT_WRONG 1
 #define KERNEL_EXIT_USAGE 2
 #define KERNEL_MAX_OPTIONS 8
+#define KERNEL_MAX_ARRAYS 16
 
 /* libc looks it up by name, which -fvisibility=hidden would hide from it. */
 __attribute__((visibility("default"))) const char *argp_program_version = "Coalesce benchmark kernel " COAL_VERSION;
@@ -36,6 +37,8 @@ struct kernel_option {
 static struct {
 	const char *name;
 	uint64_t bytes;
+	void *array[KERNEL_MAX_ARRAYS]; /* never freed: what is resident at the end is the working set */
+	unsigned arrays;
 	struct timespec began;
 } kernel;
 
@@ -71,15 +74,17 @@ static inline uint64_t kernel_fold_double(uint64_t checksum, double value)
 	return kernel_fold(checksum, bits);
 }
 
-static inline void *kernel_alloc(uint64_t count, size_t size)
+static inline void *kernel_alloc(size_t count, size_t size)
 {
-	void *memory = calloc(count, size);
+	size_t bytes = count * size;
+	void *memory = count ? calloc(count, size) : NULL;
 
 	if (!memory) {
-		fprintf(stderr, "%s: no memory for %llu bytes: give smaller sizes\n", kernel.name, (unsigned long long)(count * size));
+		fprintf(stderr, "%s: no memory for %zu bytes: give other sizes\n", kernel.name, bytes);
 		exit(KERNEL_EXIT_WRONG);
 	}
-	kernel.bytes += count * size;
+	kernel.array[kernel.arrays++ % KERNEL_MAX_ARRAYS] = memory;
+	kernel.bytes += bytes;
 	return memory;
 }
 

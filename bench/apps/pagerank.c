@@ -83,7 +83,7 @@ int main(int argc, char **argv)
 			best = v;
 	}
 	kernel_must(fabs(total - 1) < 1e-9, "the ranks do not add up to 1");
-	return kernel_report(json_pack("{s:I, s:I, s:f}", "edges", (json_int_t)g.first[g.vertices], "best_vertex", (json_int_t)best,
-				       "best_rank", r.rank[best]),
-			     seconds, checksum);
+	json_t *result = json_pack("{s:I, s:I, s:f}", "edges", (json_int_t)g.first[g.vertices], "best_vertex", (json_int_t)best,
+				   "best_rank", r.rank[best]);
+	return kernel_report(result, seconds, checksum);
 }

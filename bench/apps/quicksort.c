@@ -2,8 +2,8 @@
 /*
  * quicksort.c - Hoare's quicksort of 64-bit integers.
  *
- * A partition reads and writes its range from both ends at once: two streams, one of them downwards. The upper levels of the
- * recursion do not fit in local memory, the lower ones do: a program whose working set shrinks by itself.
+ * A partition reads and writes its range from both ends at once: two streams, one of them downwards. The upper levels of
+ * the recursion do not fit in local memory, the lower ones do: a program whose working set shrinks by itself.
  */
 #include "kernel.h"
 

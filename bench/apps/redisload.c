@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * redisload.c - a client of redis that asks for one value at a time, evenly or by Zipf's law, and checks every byte it gets.
+ * redisload.c - a client of redis that asks for one value at a time, evenly or by Zipf's law, and checks all bytes it gets.
  *
- * Values tell which key and which store they are of, and the client knows which store was the last one of each key: one that
- * is lost, exchanged or older is found. Keys are stored in numerical order and their popularity is a shuffled one, so what is
- * asked for often lies among what is not. The order of requests is drawn before the clock starts.
+ * Values tell which key and which store they are of, and the client knows which store was the last one of each key: one
+ * that is lost, exchanged or older is found. Keys are stored in numerical order and their popularity is a shuffled one, so
+ * what is asked for often lies among what is not. The order of requests is drawn before the clock starts.
  */
 #include "kernel.h"
 #include "hist.h"
