@@ -26,7 +26,7 @@ DEPS_BUILD := gcc g++ make pkg-config libc6-dev linux-libc-dev \
 	libjansson-dev
 DEPS_TEST := libcmocka-dev python3-pytest python3-pytest-timeout redis-server redis-tools python3-redis sqlite3 \
 	xz-utils git curl iproute2 man-db binutils procps python3 coreutils util-linux \
-	qemu-system-x86 e2fsprogs
+	qemu-system-x86 e2fsprogs libhiredis-dev
 # Only for `make bench`: pictures; and the peers: nbdkit's memory export, nbdfuse, which makes a file of it, and its helper.
 DEPS_BENCH := gnuplot-nox nbdkit libnbd-bin fuse3
 DEPS_LINT := clang clang-tidy cppcheck libclang-rt-14-dev
@@ -39,12 +39,14 @@ MALLOC_SRC    := $(wildcard pager/malloc/*.c)
 COAL_SRC      := $(wildcard pager/cmd/*.c)
 MEMSERVER_SRC := $(wildcard memserver/*.c)
 PFLAT_SRC     := $(wildcard bench/pflat*.c bench/peer*.c)
+KERNEL_SRC    := $(wildcard bench/apps/*.c)
 UNIT_SRC      := $(wildcard tests/unit/*.c)
 API_SRC       := $(wildcard tests/api/*.c)
 STRESS_SRC    := $(wildcard tests/stress/*.c)
 obj = $(patsubst %.c,$(B)/obj/%.o,$(1))
 
 BINARIES := $(B)/coal $(B)/memserver $(B)/libcoal.so $(B)/libcoal-malloc.so $(B)/pflat
+KERNELS  := $(patsubst %.c,$(B)/%,$(KERNEL_SRC))
 UNIT     := $(patsubst tests/unit/%.c,$(B)/tests/unit/%,$(UNIT_SRC))
 API      := $(patsubst tests/api/%.c,$(B)/tests/api/%,$(API_SRC))
 STRESS   := $(B)/tests/stress/stress
@@ -88,6 +90,12 @@ $(B)/pflat: $(call obj,$(PFLAT_SRC)) $(B)/libcoal.so
 	$(call say,LD,$@)
 	$(Q)$(CC) $(ALL_LDFLAGS) -Wl,-rpath,'$$ORIGIN:$$ORIGIN/../lib' -o $@ $(filter %.o,$^) -L$(B) -lcoal -ljansson -lm
 
+# What the application benchmarks run that is not a program of others.
+$(B)/bench/apps/%: $(B)/obj/bench/apps/%.o
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ -lhiredis -ljansson -lm
+
 # Unit tests link the objects of the room they test, without its main().
 $(B)/tests/unit/%: $(B)/obj/tests/unit/%.o $(call obj,$(LIBCOAL_SRC)) $(call obj,$(filter-out memserver/main.c,$(MEMSERVER_SRC)))
 	$(call say,LD,$@)
@@ -100,10 +108,10 @@ $(B)/tests/api/%: $(B)/obj/tests/api/%.o $(B)/libcoal.so
 	$(Q)$(CC) $(ALL_LDFLAGS) -Wl,-rpath,'$$ORIGIN/../..' -o $@ $(filter %.o,$^) -L$(B) -lcoal -lcmocka
 
 .PHONY: bench bench-quick
-bench: deps-bench $(B)/pflat $(B)/memserver  ## measure ours, peers and floors: build/bench/results.json, SVGs (under 10 minutes)
+bench: deps-bench $(BINARIES) $(KERNELS)  ## measure ours, peers and floors: build/bench/results.json, SVGs (under 10 minutes)
 	bench/run --build $(B)
 
-bench-quick: deps-bench $(B)/pflat $(B)/memserver  ## the same in less than a minute, coarser
+bench-quick: deps-bench $(BINARIES) $(KERNELS)  ## the same in less than a minute, coarser
 	bench/run --build $(B) --quick
 
 $(STRESS): $(call obj,$(STRESS_SRC)) $(B)/libcoal.so
@@ -127,7 +135,7 @@ SAN_ADDRESS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno
 SAN_THREAD := -fsanitize=thread
 
 .PHONY: tests check check-asan check-tsan check-vm demo
-tests: $(UNIT) $(API) $(STRESS) $(APPS)  ## build the tests
+tests: $(UNIT) $(API) $(STRESS) $(APPS) $(KERNELS)  ## build the tests
 
 check: deps  ## install what is missing, build, run all tests
 	@$(MAKE) -j$(shell nproc) --no-print-directory all tests
@@ -159,6 +167,7 @@ demo: deps  ## redis-server with three quarters of its data on another memory
 
 # Configured in .clang-tidy and .cppcheck-suppressions: each check that is off has its reason there.
 LINT_SRC = $(LIBCOAL_SRC) $(MALLOC_SRC) $(COAL_SRC) $(MEMSERVER_SRC) $(PFLAT_SRC) $(UNIT_SRC) $(API_SRC) $(STRESS_SRC) $(wildcard tests/apps/*.c)
+LINT_SRC = $(LIBCOAL_SRC) $(MALLOC_SRC) $(COAL_SRC) $(MEMSERVER_SRC) $(PFLAT_SRC) $(KERNEL_SRC) $(UNIT_SRC) $(API_SRC) $(wildcard tests/apps/*.c)
 .PHONY: lint
 lint: deps  ## clang-tidy and cppcheck over all C
 	@printf '%s\n' $(LINT_SRC) | xargs -P 2 -I FILE clang-tidy --quiet FILE -- -std=gnu11 -D_GNU_SOURCE \
