@@ -58,6 +58,7 @@ int ms_session_init(struct ms_session *session, struct ms_server *server, const 
 {
 	memset(session, 0, sizeof(*session));
 	session->server = server;
+	ms_session_turn(session);
 	snprintf(session->peer, sizeof(session->peer), "%s", peer);
 	session->in.bytes = malloc(MS_BUFFER_BASE);
 	session->out.bytes = malloc(MS_BUFFER_BASE);
