@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #define MUTE_MS 100u
+#define SEND_BUFFER (512 << 10) /* a reply of 64 pages goes out at once; the default of UNIX sockets takes three quarters */
 
 static void set_option(int fd, int level, int name, int value)
 {
@@ -87,7 +88,9 @@ static void welcome(struct ms_loops *loops, int fd, const struct ms_address *fro
 
 	name_peer(fd, from, peer, sizeof(peer));
 	ms_count(&server->counters.accepted, 1);
-	if (from->addr.ss_family != AF_UNIX)
+	if (from->addr.ss_family == AF_UNIX)
+		set_option(fd, SOL_SOCKET, SO_SNDBUF, SEND_BUFFER);
+	else
 		set_options(fd);
 	if (server->connections < loops->max_connections)
 		conn = ms_conn_new(server, fd, peer);

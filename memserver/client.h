@@ -49,7 +49,7 @@ struct ms_client {
 struct ms_clients {
 	struct ms_client_list buckets[MS_CLIENT_BUCKETS];
 	struct ms_lease_list leases; /* by their end */
-	uint32_t count;
+	_Atomic uint32_t count; /* read without the lock */
 	uint32_t last_id;
 	_Atomic uint64_t next_end; /* of a lease, in ms; UINT64_MAX: none. Read without the lock. */
 };

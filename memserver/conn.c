@@ -10,6 +10,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#define PIECES 512		   /* of one sendmsg */
+#define HEAVY (16 * (size_t)MS_PAGE) /* bytes of a turn that is long */
+
 static struct ms_conn *conn_of_session(struct ms_session *session)
 {
 	return (struct ms_conn *)((char *)session - offsetof(struct ms_conn, session));
@@ -23,9 +26,23 @@ static void wake(struct ms_session *session)
 
 static size_t pending(const struct ms_conn *conn)
 {
-	const void *from;
+	return ms_session_pending(&conn->session);
+}
 
-	return ms_session_output(&conn->session, &from);
+static void queue(struct ms_conn *conn, uint32_t events)
+{
+	conn->events |= events;
+	if (!conn->queued)
+		TAILQ_INSERT_TAIL(&conn->loop->waiting, conn, turn);
+	conn->queued = true;
+}
+
+static void unqueue(struct ms_conn *conn)
+{
+	if (conn->queued)
+		TAILQ_REMOVE(&conn->loop->waiting, conn, turn);
+	conn->queued = false;
+	conn->events = 0;
 }
 
 void ms_conn_close(struct ms_conn *conn, enum ms_reason reason)
@@ -42,6 +59,9 @@ void ms_conn_close(struct ms_conn *conn, enum ms_reason reason)
 	       ms_reason_name(reason), ms_reason_text(reason));
 	ms_count(&server->counters.ended[reason], 1);
 	ms_session_close(&conn->session, ms_now());
+	unqueue(conn);
+	if (conn->loop->last == conn)
+		conn->loop->last = NULL;
 	TAILQ_REMOVE(&conn->loop->conns, conn, entry);
 	conn->loop->nconns--;
 	server->connections--;
@@ -72,7 +92,7 @@ static void settle(struct ms_conn *conn)
 	struct ms_session *session = &conn->session;
 	uint64_t deadline;
 
-	if (conn->drained && !pending(conn))
+	if (conn->drained && !pending(conn) && !session->more)
 		ms_session_end(session, MS_DRAINED);
 	if (session->state == MS_ENDING && !pending(conn) && !conn->shut) {
 		if (session->reason < MS_FIRST_ERROR && session->reason != MS_GONE) {
@@ -84,8 +104,16 @@ static void settle(struct ms_conn *conn)
 		conn->shut = true;
 		conn->moved = ms_now();
 	}
+	conn->heavy = !session->left || conn->bytes >= HEAVY;
+	conn->loop->last = NULL;
+	if (session->more) {
+		queue(conn, 0);
+		return;
+	}
 	bool in = conn->shut || (!conn->drained && ms_session_wants(session));
 	ms_loop_rewatch(conn->loop, &conn->watch, (in ? EPOLLIN : 0u) | (pending(conn) ? EPOLLOUT : 0u));
+	if (in && !conn->shut && !pending(conn) && !conn->heavy && conn->loop->nready <= 1)
+		conn->loop->last = conn;
 	deadline = ms_conn_deadline(conn);
 	if (deadline < conn->loop->deadline)
 		conn->loop->deadline = deadline;
@@ -95,11 +123,12 @@ static void settle(struct ms_conn *conn)
 static bool transmit(struct ms_conn *conn)
 {
 	struct ms_session *session = &conn->session;
-	const void *from;
-	size_t n;
+	struct iovec pieces[PIECES];
+	struct msghdr message = {.msg_iov = pieces};
+	bool all = true;
 
-	while ((n = ms_session_output(session, &from))) {
-		ssize_t sent = send(conn->watch.fd, from, n, MSG_NOSIGNAL | MSG_DONTWAIT);
+	while (all && (message.msg_iovlen = ms_session_output(session, pieces, PIECES))) {
+		ssize_t sent = sendmsg(conn->watch.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
 		if (sent < 0 && (errno == EAGAIN || errno == EINTR))
 			break;
 		if (sent < 0) {
@@ -107,11 +136,16 @@ static bool transmit(struct ms_conn *conn)
 			return false;
 		}
 		conn->moved = ms_now();
+		conn->bytes += (size_t)sent;
+		all = (size_t)sent == pending(conn);
 		ms_session_sent(session, (size_t)sent);
 		if (ms_session_in_message(session))
 			ms_session_run(session, conn->moved);
 	}
-	return true;
+	if (!ms_session_keep(session))
+		return true;
+	ms_conn_close(conn, MS_NO_MEMORY);
+	return false;
 }
 
 /* Take in bytes once. Returns how many, 0 when there are none now, or -1: the connection is closed. */
@@ -134,18 +168,31 @@ static ssize_t receive(struct ms_conn *conn)
 		return -1;
 	}
 	uint64_t now = ms_now();
+	conn->bytes += (size_t)n;
 	ms_session_received(session, (size_t)n, now);
 	if (idle)
 		conn->moved = now;
 	return n;
 }
 
+static void begin_turn(struct ms_conn *conn)
+{
+	unqueue(conn);
+	conn->bytes = 0;
+	ms_session_turn(&conn->session);
+}
+
 void ms_conn_drain(struct ms_conn *conn)
 {
 	/* In rounds, so that a peer that sends without end leaves time for others until the bound for draining. */
 	for (int i = 0; i < 64; i++) {
+		begin_turn(conn);
+		if (conn->session.more)
+			ms_session_run(&conn->session, ms_now());
 		if (!transmit(conn))
 			return;
+		if (conn->session.more)
+			continue;
 		if (conn->shut || conn->drained || !ms_session_wants(&conn->session))
 			break;
 		ssize_t n = receive(conn);
@@ -154,6 +201,25 @@ void ms_conn_drain(struct ms_conn *conn)
 		conn->drained = n == 0;
 	}
 	settle(conn);
+}
+
+/* One turn: take in once, apply, answer. */
+static void serve(struct ms_conn *conn, uint32_t events)
+{
+	struct ms_session *session = &conn->session;
+
+	begin_turn(conn);
+	if (session->more) {
+		ms_session_run(session, ms_now());
+	} else if (ms_session_wants(session)) {
+		if ((events & (EPOLLIN | EPOLLHUP | EPOLLERR)) && receive(conn) < 0)
+			return;
+	} else if (events & (EPOLLHUP | EPOLLERR)) {
+		ms_conn_close(conn, MS_BROKEN);
+		return;
+	}
+	if (transmit(conn))
+		settle(conn);
 }
 
 static void ready(struct ms_watch *watch, uint32_t events)
@@ -171,19 +237,29 @@ static void ready(struct ms_watch *watch, uint32_t events)
 		ms_conn_close(conn, MS_FENCED);
 		return;
 	}
-	if (conn->loop->draining) {
+	if (conn->loop->draining)
 		ms_conn_drain(conn);
-		return;
-	}
-	if (ms_session_wants(&conn->session)) {
-		if ((events & (EPOLLIN | EPOLLHUP | EPOLLERR)) && receive(conn) < 0)
-			return;
-	} else if (events & (EPOLLHUP | EPOLLERR)) {
-		ms_conn_close(conn, MS_BROKEN);
-		return;
-	}
-	if (transmit(conn))
+	else if (conn->queued || (conn->heavy && conn->loop->nready > 1))
+		queue(conn, events);
+	else
+		serve(conn, events);
+}
+
+bool ms_conn_look(struct ms_conn *conn)
+{
+	begin_turn(conn);
+	ssize_t n = receive(conn);
+	if (n > 0 && transmit(conn))
 		settle(conn);
+	return n != 0;
+}
+
+void ms_conn_turn(struct ms_conn *conn)
+{
+	if (conn->loop->draining)
+		ms_conn_drain(conn);
+	else
+		serve(conn, conn->events);
 }
 
 struct ms_conn *ms_conn_new(struct ms_server *server, int fd, const char *peer)

@@ -16,6 +16,11 @@ struct ms_conn {
 	struct ms_loop *loop;
 	TAILQ_ENTRY(ms_conn) entry;
 	uint64_t born, moved; /* ms: accepted; last sent something, or began to wait */
+	TAILQ_ENTRY(ms_conn) turn;
+	size_t bytes;	      /* received and sent in this turn */
+	uint32_t events;      /* that it waits for its turn with */
+	bool queued;	      /* it waits for its turn */
+	bool heavy;	      /* its last turn was a long one: others go first */
 	bool drained;	      /* all that had arrived when we began to drain was taken in */
 	bool shut;	      /* we have said all; waiting for the peer's end */
 };
@@ -28,6 +33,10 @@ void ms_conn_start(struct ms_loop *loop, struct ms_conn *conn);
 uint64_t ms_conn_deadline(const struct ms_conn *conn);
 /* End it if its deadline has passed. */
 void ms_conn_check(struct ms_conn *conn, uint64_t now);
+/* Look for a request without being told that there is one; true when the connection was served (and perhaps closed). */
+bool ms_conn_look(struct ms_conn *conn);
+/* Its turn has come. */
+void ms_conn_turn(struct ms_conn *conn);
 /* Go on taking in what has already arrived, then no more; close as soon as all is answered. */
 void ms_conn_drain(struct ms_conn *conn);
 void ms_conn_close(struct ms_conn *conn, enum ms_reason reason);

@@ -26,6 +26,10 @@ struct ms_loop {
 	pthread_mutex_t lock; /* guards arrivals; taken with no other lock held */
 	struct ms_conn_list arrivals;
 	struct ms_conn_list conns;
+	struct ms_conn_list waiting; /* for their turn: one after each look at the others */
+	struct ms_conn *last;	     /* the only one that was active lately: looked at without asking epoll */
+	uint32_t looks;
+	int nready; /* events being served */
 	_Atomic uint32_t nconns;
 	uint64_t deadline; /* ms: no connection has to be looked at before */
 	uint32_t spins;	   /* how often it is worth to look again before sleeping */

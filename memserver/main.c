@@ -195,7 +195,7 @@ static int open_store(const struct options *options, struct ms_store *store)
 	int err;
 
 	if (!options->store_path) {
-		err = ms_store_open_ram(store, pages);
+		err = ms_store_open_ram(store, pages, options->threads * COAL_WIRE_MAX_PAGES);
 		if (err)
 			ms_log(MS_ERROR, "cannot set up memory for the capacity: %s (give a smaller --capacity)",
 			       strerror(-err));
@@ -279,6 +279,7 @@ int main(int argc, char **argv)
 	static struct ms_server server;
 	static struct addresses addresses;
 	struct options options = {.lease = 30, .threads = 1};
+	pthread_mutexattr_t attributes;
 
 	argp_err_exit_status = 2;
 	argp_parse(&parser, argc, argv, 0, NULL, &options);
@@ -291,7 +292,10 @@ int main(int argc, char **argv)
 	resolve(&options, &addresses);
 	server.max_client = options.max_client ? options.max_client / MS_PAGE : UINT64_MAX;
 	server.lease_ms = (uint32_t)(options.lease * 1000);
-	pthread_mutex_init(&server.lock, NULL);
+	/* It is held for less than a microsecond: sleeping would take longer than to wait for it. */
+	pthread_mutexattr_init(&attributes);
+	pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_ADAPTIVE_NP);
+	pthread_mutex_init(&server.lock, &attributes);
 	ms_clients_init(&server.clients);
 	if (getrandom(server.instance, sizeof(server.instance), 0) != sizeof(server.instance)) {
 		ms_log(MS_ERROR, "the kernel gives no random bytes: %s", strerror(errno));

@@ -3,8 +3,8 @@
  * Invariants
  *  1. node->refs is the number of slots and roots that point to it; a node with more than one is never changed.
  *  2. node->pages is the number of present pages below it.
- *  3. refs of a frame is the number of leaves that hold it, dead ones included. A frame with more than one is never
- * written.
+ *  3. refs of a frame is the number of leaves that hold it, dead ones included, and of pins. A frame with more than one is
+ *     never written.
  */
 #include "region.h"
 
@@ -80,13 +80,28 @@ uint64_t ms_region_pages(const struct ms_region *region)
 	return region->root ? region->root->pages : 0;
 }
 
+uint32_t ms_region_frames(const struct ms_region *region, uint64_t page, uint32_t n, ms_frame *frames)
+{
+	const struct ms_node *leaf = NULL;
+
+	for (uint32_t i = 0; i < n; i++, page++) {
+		if (!i || !slot(page, 0)) {
+			leaf = region->root;
+			for (uint32_t level = LEVELS - 1; leaf && level; level--)
+				leaf = leaf->child[slot(page, level)];
+		}
+		frames[i] = leaf ? leaf->frame[slot(page, 0)] : 0;
+		if (!frames[i])
+			return i;
+	}
+	return n;
+}
+
 ms_frame ms_region_frame(const struct ms_region *region, uint64_t page)
 {
-	const struct ms_node *node = region->root;
+	ms_frame frame;
 
-	for (uint32_t level = LEVELS - 1; node && level; level--)
-		node = node->child[slot(page, level)];
-	return node ? node->frame[slot(page, 0)] : 0;
+	return ms_region_frames(region, page, 1, &frame) ? frame : 0;
 }
 
 /* Frames run out only while dead nodes still hold some: the regions hold no more than they are promised. */
@@ -202,6 +217,11 @@ void ms_region_clear(struct ms_space *space, struct ms_region *region)
 {
 	put_node(space, region->root);
 	region->root = NULL;
+}
+
+bool ms_space_unkempt(const struct ms_space *space)
+{
+	return space->dead || ms_store_trimmable(&space->store);
 }
 
 bool ms_space_reap(struct ms_space *space)

@@ -28,6 +28,8 @@ struct ms_region {
 uint64_t ms_region_pages(const struct ms_region *region);
 /* The frame of a page, or 0 if it is absent. */
 ms_frame ms_region_frame(const struct ms_region *region, uint64_t page);
+/* The frames of n pages in a row; returns how many at their start are present. */
+uint32_t ms_region_frames(const struct ms_region *region, uint64_t page, uint32_t n, ms_frame *frames);
 /* Store 4096 bytes as a page. 0, -ENOMEM, or the store's error; the page is as before then. */
 int ms_region_write(struct ms_space *space, struct ms_region *region, uint64_t page, const void *data);
 /* Make pages absent. 0, or -ENOMEM (a shared node could not be copied): some pages may remain then. */
@@ -37,6 +39,8 @@ void ms_region_snapshot(const struct ms_region *region, struct ms_region *copy);
 /* Drop all pages, in constant time. */
 void ms_region_clear(struct ms_space *space, struct ms_region *region);
 
+/* Is there anything for ms_space_reap() to do? */
+bool ms_space_unkempt(const struct ms_space *space);
 /* One small step of freeing what is dead and of giving back what is not promised; true when there is more to do. */
 bool ms_space_reap(struct ms_space *space);
 

@@ -136,12 +136,38 @@ static void apply_attach(struct call *call)
 	call->reply.length = sizeof(*attached);
 }
 
+/* The frames themselves are the reply: they are pinned until they are sent. */
+static void lend(struct call *call)
+{
+	const struct coal_wire_run *runs = (const void *)call->payload;
+	struct ms_store *store = &call->server->space.store;
+	struct ms_lent *lent = &call->session->lent;
+	uint32_t n = lent->n;
+
+	for (uint32_t i = 0; i < call->reply.count; n += runs[i++].npages) {
+		if (ms_region_frames(&call->client->region, runs[i].page, runs[i].npages, lent->frame + n) < runs[i].npages) {
+			call->reply.status = COAL_WIRE_ABSENT;
+			return;
+		}
+	}
+	for (; lent->n < n; lent->n++) {
+		ms_store_pin(store, lent->frame[lent->n]);
+		lent->at[lent->n] = (size_t)(call->body - call->session->out.bytes);
+	}
+	call->reply.length = (uint32_t)call->pages * MS_PAGE;
+	ms_count(&call->server->counters.pages_read, call->pages);
+}
+
 static void apply_read(struct call *call)
 {
 	const struct coal_wire_run *runs = (const void *)call->payload;
 	struct ms_store *store = &call->server->space.store;
 	uint8_t *to = call->body;
 
+	if (store->lends) {
+		lend(call);
+		return;
+	}
 	for (uint32_t i = 0; i < call->reply.count; i++) {
 		for (uint64_t page = runs[i].page; page < runs[i].page + runs[i].npages; page++, to += MS_PAGE) {
 			ms_frame frame = ms_region_frame(&call->client->region, page);
@@ -317,5 +343,6 @@ size_t ms_apply(struct ms_session *session, const struct coal_wire_header *heade
 		ms_count(&call.server->counters.refused[call.reply.status], 1);
 	call.reply.count = 0;
 	memcpy(out, &call.reply, sizeof(call.reply));
-	return sizeof(call.reply) + call.reply.length;
+	/* Frames that were lent are not in the buffer. */
+	return sizeof(call.reply) + (header->op == COAL_WIRE_READ && call.server->space.store.lends ? 0 : call.reply.length);
 }

@@ -22,8 +22,9 @@ struct ms_verdict ms_check_payload(const struct coal_wire_header *header, const 
 /* Bytes that the reply to a checked request may have at most, header included. */
 size_t ms_reply_max(const struct coal_wire_header *header, uint64_t pages);
 
-/* Apply a checked request and write its reply to out, which has room for ms_reply_max(); returns the reply's size.
- * May end the session. Needs ms_server.lock. */
+/* Apply a checked request and write its reply to out, which is where the session's output ends and has room for
+ * ms_reply_max(), less the pages if the store lends them; returns how much was written. May end the session. Needs
+ * ms_server.lock. */
 size_t ms_apply(struct ms_session *session, const struct coal_wire_header *header, const uint8_t *payload, uint64_t pages,
 		uint8_t *out, uint64_t now);
 

@@ -72,10 +72,22 @@ struct ms_server {
 	struct ms_counters counters;
 	_Atomic uint32_t connections;
 
+	_Atomic bool unkempt; /* there is something for ms_space_reap() to do */
+
 	pthread_mutex_t lock; /* guards all below */
 	struct ms_space space;
 	struct ms_clients clients;
 };
+
+/* Give the lock back, after anything was done. */
+static inline void ms_server_unlock(struct ms_server *server)
+{
+	const bool unkempt = ms_space_unkempt(&server->space);
+
+	if (unkempt != atomic_load_explicit(&server->unkempt, memory_order_relaxed))
+		atomic_store_explicit(&server->unkempt, unkempt, memory_order_relaxed);
+	pthread_mutex_unlock(&server->lock);
+}
 
 static inline void ms_count(_Atomic uint64_t *counter, uint64_t n)
 {

@@ -3,8 +3,9 @@
  * Frame allocation, the same for every store.
  *
  * Invariants
- *  1. backed * 256 >= promised, so that as long as the regions hold no more pages than they are promised, and dead
- *     nodes are reaped when frames run out (region.c), ms_store_alloc() finds a frame.
+ *  1. backed * 256 >= promised + spare, so that as long as the regions hold no more pages than they are promised, no more
+ *     than spare frames are pinned, and dead nodes are reaped when frames run out (region.c), ms_store_alloc() finds a
+ *     frame.
  *  2. A backed chunk is on the list `empty` (no frame used), on `partial` (some), or on none (all).
  *  3. refs[frame] is 0 exactly when its bit in the chunk's bitmap of free frames is set, or its chunk is a hole.
  */
@@ -58,17 +59,21 @@ static void link_chunk(struct ms_store *store, struct ms_chunk *chunk)
 	*head = self;
 }
 
-int ms_store_init(struct ms_store *store, const struct ms_store_ops *ops, uint64_t capacity)
+static uint32_t chunks_for(const struct ms_store *store, uint64_t promised)
 {
-	uint32_t nchunks = (uint32_t)((capacity + MS_CHUNK_FRAMES - 1) / MS_CHUNK_FRAMES);
-	size_t refs_size = ((size_t)nchunks * MS_CHUNK_FRAMES + 1) * sizeof(uint32_t);
+	return (uint32_t)((promised + store->spare + MS_CHUNK_FRAMES - 1) / MS_CHUNK_FRAMES);
+}
 
-	*store = (struct ms_store){.ops = ops, .capacity = capacity, .nchunks = nchunks, .fd = -1};
+int ms_store_init(struct ms_store *store, const struct ms_store_ops *ops, uint64_t capacity, uint32_t spare)
+{
+	*store = (struct ms_store){.ops = ops, .capacity = capacity, .spare = spare, .fd = -1};
+	store->nchunks = chunks_for(store, capacity);
+	size_t refs_size = ((size_t)store->nchunks * MS_CHUNK_FRAMES + 1) * sizeof(uint32_t);
 	/* mmap, since memory that is never touched costs nothing: a large capacity is free until it is used. */
 	void *refs = mmap(NULL, refs_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (refs == MAP_FAILED)
 		return -ENOMEM;
-	store->chunks = calloc(nchunks, sizeof(*store->chunks));
+	store->chunks = calloc(store->nchunks, sizeof(*store->chunks));
 	if (!store->chunks) {
 		munmap(refs, refs_size);
 		return -ENOMEM;
@@ -120,9 +125,9 @@ int ms_store_promise(struct ms_store *store, int64_t delta)
 	}
 	if ((uint64_t)delta > store->capacity - store->promised)
 		return -ENOSPC;
-	uint64_t need = (store->promised + (uint64_t)delta + MS_CHUNK_FRAMES - 1) / MS_CHUNK_FRAMES;
+	uint32_t need = chunks_for(store, store->promised + (uint64_t)delta);
 	while (store->backed < need) {
-		int err = back_some(store, (uint32_t)(need - store->backed));
+		int err = back_some(store, need - store->backed);
 		if (err)
 			return err;
 	}
@@ -130,10 +135,15 @@ int ms_store_promise(struct ms_store *store, int64_t delta)
 	return 0;
 }
 
+bool ms_store_trimmable(const struct ms_store *store)
+{
+	return store->empty && store->backed > chunks_for(store, store->promised);
+}
+
 bool ms_store_trim(struct ms_store *store)
 {
 	for (int i = 0; i < 16; i++) {
-		if (!store->empty || (uint64_t)(store->backed - 1) * MS_CHUNK_FRAMES < store->promised)
+		if (!ms_store_trimmable(store))
 			return false;
 		struct ms_chunk *chunk = &store->chunks[store->empty - 1];
 		uint32_t index = store->empty - 1;

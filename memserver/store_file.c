@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -63,6 +64,12 @@ static int file_write(struct ms_store *store, ms_frame frame, const void *page)
 	return 0;
 }
 
+static uint8_t *file_address(struct ms_store *store, ms_frame frame)
+{
+	(void)store, (void)frame;
+	abort();
+}
+
 static void file_close(struct ms_store *store)
 {
 	if (store->fd >= 0)
@@ -75,12 +82,13 @@ static const struct ms_store_ops file_ops = {
 	.release = file_release,
 	.read = file_read,
 	.write = file_write,
+	.address = file_address,
 	.close = file_close,
 };
 
 int ms_store_open_file(struct ms_store *store, uint64_t capacity, const char *path)
 {
-	int err = ms_store_init(store, &file_ops, capacity);
+	int err = ms_store_init(store, &file_ops, capacity, 0);
 
 	if (err)
 		return err;

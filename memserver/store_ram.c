@@ -45,6 +45,11 @@ static int ram_write(struct ms_store *store, ms_frame frame, const void *page)
 	return 0;
 }
 
+static uint8_t *ram_address(struct ms_store *store, ms_frame frame)
+{
+	return frame_at(store, frame);
+}
+
 static void ram_close(struct ms_store *store)
 {
 	if (store->arena)
@@ -57,12 +62,13 @@ static const struct ms_store_ops ram_ops = {
 	.release = ram_release,
 	.read = ram_read,
 	.write = ram_write,
+	.address = ram_address,
 	.close = ram_close,
 };
 
-int ms_store_open_ram(struct ms_store *store, uint64_t capacity)
+int ms_store_open_ram(struct ms_store *store, uint64_t capacity, uint32_t spare)
 {
-	int err = ms_store_init(store, &ram_ops, capacity);
+	int err = ms_store_init(store, &ram_ops, capacity, spare);
 
 	if (err)
 		return err;
@@ -76,5 +82,6 @@ int ms_store_open_ram(struct ms_store *store, uint64_t capacity)
 	madvise(arena, arena_size(store), MADV_NOHUGEPAGE);
 	madvise(arena, arena_size(store), MADV_DONTDUMP);
 	store->arena = arena;
+	store->lends = true;
 	return 0;
 }

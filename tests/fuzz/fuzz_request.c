@@ -56,14 +56,36 @@ static void check_server(void)
 	must(promised <= CAPACITY);
 }
 
+/* So that the sanitizer sees every byte that would be sent. */
+static unsigned sum_of_output;
+
+static unsigned sum(const uint8_t *bytes, size_t n)
+{
+	unsigned all = 0;
+
+	while (n--)
+		all += *bytes++;
+	return all;
+}
+
 static void take_replies(struct ms_session *session)
 {
-	const void *from;
+	struct iovec pieces[8];
 	size_t n;
 
-	while ((n = ms_session_output(session, &from))) {
-		must(n <= MS_OUTPUT_MAX + sizeof(struct coal_wire_header));
-		ms_session_sent(session, n);
+	while (ms_session_pending(session) || session->more) {
+		must(ms_session_pending(session) <= MS_OUTPUT_MAX + sizeof(struct coal_wire_header));
+		uint32_t count = ms_session_output(session, pieces, 8);
+		n = 0;
+		for (uint32_t i = 0; i < count; i++) {
+			n += pieces[i].iov_len;
+			sum_of_output += sum(pieces[i].iov_base, pieces[i].iov_len);
+		}
+		/* Sometimes not all of the last piece. */
+		ms_session_sent(session, n > 5000 ? n - 1234 : n);
+		if (n & 4096)
+			must(!ms_session_keep(session));
+		ms_session_turn(session);
 		ms_session_run(session, now);
 	}
 }
@@ -72,6 +94,7 @@ static void deliver(struct ms_session *session, const uint8_t *data, size_t size
 {
 	while (size && ms_session_wants(session)) {
 		void *to;
+		ms_session_turn(session);
 		size_t n = ms_session_space(session, &to);
 		must(n > 0);
 		n = n < size ? n : size;
@@ -80,6 +103,7 @@ static void deliver(struct ms_session *session, const uint8_t *data, size_t size
 		data += n;
 		size -= n;
 	}
+	must(!ms_session_keep(session));
 }
 
 static void control(struct ms_session *session, uint8_t byte)
@@ -105,7 +129,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	server.max_client = 400;
 	server.lease_ms = 2000;
 	ms_clients_init(&server.clients);
-	return ms_store_open_ram(&server.space.store, CAPACITY);
+	return ms_store_open_ram(&server.space.store, CAPACITY, SESSIONS * COAL_WIRE_MAX_PAGES);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

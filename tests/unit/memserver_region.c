@@ -111,7 +111,7 @@ static int make_model(void **state)
 	*state = m;
 	m->seed = 1;
 	/* Exactly as many frames as the regions may hold together, so that dead nodes have to be reaped for more. */
-	return ms_store_open_ram(&m->space.store, REGIONS * SPOTS) || ms_store_promise(&m->space.store, REGIONS * SPOTS);
+	return ms_store_open_ram(&m->space.store, REGIONS * SPOTS, 0) || ms_store_promise(&m->space.store, REGIONS * SPOTS);
 }
 
 static int free_model(void **state)

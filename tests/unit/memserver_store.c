@@ -22,7 +22,7 @@ static int open_ram(void **state)
 	static struct ms_store store;
 
 	*state = &store;
-	return ms_store_open_ram(&store, 1000);
+	return ms_store_open_ram(&store, 1000, 0);
 }
 
 static int open_file(void **state)
