@@ -146,12 +146,14 @@ static void write_done(struct io *io)
 		frame_left(frames, io->frame[i], true);
 	}
 	__atomic_fetch_add(&pool->server[io->server].stat->requests, 1, __ATOMIC_RELAXED);
-	bool waiters = pool->slot_waiters;
+	bool waiters = pool->slot_waiters, plans = pool->nplans;
 	pool->slot_waiters = false;
 	pthread_mutex_unlock(&pool->lock);
 	put_batch(b);
 	if (waiters)
 		pager_kick(LANE_FAULT);
+	if (plans)
+		pager_kick(LANE_PREFETCH);
 }
 
 static bool send_discards(struct server *server)

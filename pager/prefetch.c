@@ -170,8 +170,8 @@ static bool serve_pool(struct pool *pool)
 		bool room = evict_pages(pool, plan->n + evict_low(pool));
 		while (room && plan->n && start_read(pool, plan))
 			;
-		if (plan->n && under_way)
-			break; /* when that is done it is tried again */
+		if (plan->n)
+			break; /* when a read or a write is done it is tried again */
 		drop_plan(pool);
 		again = true;
 	}
