@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 #define MUTE_MS 100u
-#define SEND_BUFFER (512 << 10) /* a reply of 64 pages goes out at once; the default of UNIX sockets takes three quarters */
+#define SEND_BUFFER (512 << 10) /* takes a reply of 64 pages at once; the default of UNIX sockets takes 54 of them */
 
 static void set_option(int fd, int level, int name, int value)
 {

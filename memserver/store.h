@@ -57,7 +57,8 @@ struct ms_store {
 	int fd;			 /* file */
 };
 
-/* Open a store of capacity pages, and for ram of spare more frames. 0; -ENOMEM; or for a file what open, flock or fallocate said (-EEXIST: it is there). */
+/* Open a store of capacity pages, and for ram of spare more frames. 0; -ENOMEM; or, for a file, what
+ * open, flock or fallocate said (-EEXIST: it is there). */
 int ms_store_open_ram(struct ms_store *store, uint64_t capacity, uint32_t spare);
 int ms_store_open_file(struct ms_store *store, uint64_t capacity, const char *path);
 void ms_store_close(struct ms_store *store);
