@@ -24,7 +24,7 @@
 __attribute__((visibility("default"))) const char *argp_program_version = "pflat (Coalesce) " COAL_VERSION;
 
 enum option_key {
-	KEY_CDF = 256, KEY_SECONDS, KEY_FAULTS, KEY_SEED, KEY_KEY, KEY_PEER, KEY_SCAN, KEY_SOFT, KEY_NO_FLOORS, KEY_ON_CUE,
+	KEY_CDF = 256, KEY_SECONDS, KEY_FAULTS, KEY_SEED, KEY_KEY, KEY_PEER, KEY_SCAN, KEY_SOFT, KEY_NO_FLOORS, KEY_STAGES, KEY_ON_CUE,
 };
 
 static const struct argp_option options_known[] = {
@@ -43,6 +43,7 @@ static const struct argp_option options_known[] = {
 	{ "faults", KEY_FAULTS, "N", 0, "end after so many timed faults (default 100000 unless --seconds is given)", 0 },
 	{ "seconds", KEY_SECONDS, "S", 0, "end after so many seconds of timed faults", 0 },
 	{ "seed", KEY_SEED, "N", 0, "of the contents and of the random order (default 1)", 0 },
+	{ "stages", KEY_STAGES, NULL, 0, "print where the time of a demand read goes: delivery and wake are the kernel's" , 0 },
 	{ "no-floors", KEY_NO_FLOORS, NULL, 0, "measure only those floors that tell a fault from a resident page", 0 },
 	{ "on-cue", KEY_ON_CUE, NULL, 0,
 	  "print a line \"ready\" when the pages are warm, and begin at the next line of standard input", 0 },
@@ -176,6 +177,9 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
 		break;
 	case KEY_SOFT:
 		o->soft = true;
+		break;
+	case KEY_STAGES:
+		o->stages = true;
 		break;
 	case KEY_NO_FLOORS:
 		o->no_floors = true;

@@ -29,6 +29,7 @@ struct pflat_options {
 	bool json;
 	bool soft;      /* touch pages while they leave */
 	bool scan;      /* time the whole walk, not each touch */
+	bool stages;    /* print where the time goes */
 	bool no_floors; /* but those that tell a fault from a resident page */
 	bool on_cue;    /* say when the pages are warm, begin when a line comes in */
 	uint64_t pages;
@@ -69,6 +70,11 @@ enum floor_kind {
 	FLOORS
 };
 
+/* The pager's own cut of a demand read, and what is before and after it: the kernel's way to the pager, and back into the program.
+ * The ends are only measured with one thread. */
+enum { STAGE_DELIVERY = STAT_STAGES, STAGE_WAKE, STAGES };
+#define STAGE_NAMES { "intake", "queue", "wire", "install", "delivery", "wake" }
+
 /* What the timed part of the run saw. */
 struct run_result {
 	struct series fault;
@@ -78,7 +84,7 @@ struct run_result {
 	uint64_t resident_bytes; /* when the timed part began */
 	struct coal_stats pager; /* what the pager counted meanwhile; gauges are those of the end */
 	bool have_stages;
-	struct hist stage[STAT_STAGES]; /* the pager's own cut of the demand reads of the timed part */
+	struct hist stage[STAGES]; /* demand reads of the timed part, cut up */
 	struct hist kind[STAT_KINDS];   /* and of all faults by kind */
 };
 

@@ -70,12 +70,15 @@ static void print_series(const struct series *s)
 /* How the pager cuts a demand read; the minimum and maximum of a difference of histograms are not known. */
 static void print_stages(const struct run_result *run)
 {
-	static const char *const names[] = STAT_STAGE_NAMES;
+	static const char *const names[] = STAGE_NAMES;
+	static const int order[] = { STAGE_DELIVERY, STAGE_INTAKE, STAGE_QUEUE, STAGE_WIRE, STAGE_INSTALL, STAGE_WAKE };
 
-	for (int i = 0; i < STAT_STAGES && run->have_stages; i++)
-		printf("  of which %-20s         %7.2f %7.2f %7.2f %7.2f\n", names[i], us(hist_quantile(&run->stage[i], 0.5)),
-		       us(hist_quantile(&run->stage[i], 0.9)), us(hist_quantile(&run->stage[i], 0.99)),
-		       us(hist_quantile(&run->stage[i], 0.999)));
+	for (int i = 0; i < STAGES && run->have_stages; i++) {
+		const struct hist *h = &run->stage[order[i]];
+		if (hist_count(h))
+			printf("  of which %-20s         %7.2f %7.2f %7.2f %7.2f\n", names[order[i]], us(hist_quantile(h, 0.5)),
+			       us(hist_quantile(h, 0.9)), us(hist_quantile(h, 0.99)), us(hist_quantile(h, 0.999)));
+	}
 }
 
 static const char *medium(const struct report *r)
@@ -105,7 +108,8 @@ void report_print(const struct report *r)
 
 	print_head(r);
 	print_series(&run->fault);
-	print_stages(run);
+	if (r->options->stages)
+		print_stages(run);
 	for (int i = 0; i < FLOORS; i++)
 		print_series(&r->floors[i]);
 	printf("throughput  %.0f %s/s, %.0f MiB/s\n", per_second(r), r->options->scan ? "pages" : "faults",
@@ -164,9 +168,9 @@ static json_t *hists_json(const struct hist *hists, const char *const *names, in
 
 static json_t *stages_json(const struct run_result *run)
 {
-	static const char *const names[] = STAT_STAGE_NAMES;
+	static const char *const names[] = STAGE_NAMES;
 
-	return run->have_stages ? hists_json(run->stage, names, STAT_STAGES) : json_null();
+	return run->have_stages ? hists_json(run->stage, names, STAGES) : json_null();
 }
 
 static json_t *kinds_json(const struct run_result *run)

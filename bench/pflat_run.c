@@ -54,6 +54,8 @@ struct run {
 	pthread_barrier_t warm, go; /* all are ready, and all begin: the timed part, and once more the check after it */
 	volatile uint64_t start_ns;
 	volatile bool stop; /* some thread failed */
+	const struct statpage *page; /* the pager's, or NULL */
+	struct hist delivery, wake;  /* with one thread */
 };
 
 static int wrong_page(uint64_t page, const struct page_wrong *wrong)
@@ -138,6 +140,18 @@ static uint32_t leaving_page(struct worker *w)
 	return next_page(w);
 }
 
+/* What the pager says of the fault that it served last: with one thread it was this one. */
+static void cut_ends(struct run *run, const struct access *access)
+{
+	uint64_t seen = __atomic_load_n(&run->page->seen_ns, __ATOMIC_RELAXED);
+	uint64_t served = __atomic_load_n(&run->page->served_ns, __ATOMIC_RELAXED);
+
+	if (seen < access->start_ns || served > access->end_ns)
+		return; /* served without a read, or by a pager that is still at it */
+	hist_add(&run->delivery, seen - access->start_ns);
+	hist_add(&run->wake, access->end_ns - served);
+}
+
 static int timed_walk(struct worker *w)
 {
 	const struct pflat_options *o = w->run->options;
@@ -153,6 +167,8 @@ static int timed_walk(struct worker *w)
 			series_add(&w->fault, access.end_ns - access.start_ns);
 		else
 			w->hits++;
+		if (access.faulted && w->run->page && o->threads == 1)
+			cut_ends(w->run, &access);
 		if (w->hits > MAX_ACCESSES_PER_FAULT * (w->fault.count + w->n))
 			break;
 	}
@@ -404,7 +420,7 @@ static void wait_for_cue(void)
 /* Start the threads, let them warm up, time them, and read the pager's counters at both ends of the timing. */
 static void run_workers(struct run *run, struct worker *workers, struct run_result *result)
 {
-	const struct statpage *page = statpage_open();
+	const struct statpage *page = run->page = statpage_open();
 	static struct counters start, end;
 	unsigned threads = run->options->threads;
 
@@ -426,6 +442,8 @@ static void run_workers(struct run *run, struct worker *workers, struct run_resu
 	pthread_barrier_wait(&run->warm);
 	counters_read(run, page, &end);
 	counters_subtract(&end, &start, result);
+	result->stage[STAGE_DELIVERY] = run->delivery;
+	result->stage[STAGE_WAKE] = run->wake;
 	pthread_barrier_wait(&run->go);
 	for (unsigned i = 0; i < threads; i++)
 		pthread_join(workers[i].thread, NULL);

@@ -20,6 +20,8 @@
 #define SPIN_NS 50000u
 #define EARN_NS 200000u /* a request after so short a sleep is one of a series, slow only because we slept */
 #define SPINS_MAX 8u
+#define CROWDED_NS 150000u /* who yields and comes back after this long has met somebody that computes */
+#define SLEEPY_NS 50000000u /* then we don't spin for this long: who sleeps is woken sooner than who has yielded */
 #define LOOKS 4 /* of which one is at all connections, before the processor is offered to others */
 
 uint64_t ms_now(void)
@@ -194,7 +196,8 @@ static int look(struct ms_loop *loop, struct epoll_event *events, bool *served)
 /*
  * Wait for events. Waking a thread costs more than the answer to a demand read, so while requests follow each other closely
  * we look again for a short time before sleeping. Each wait that was short earns a few spins, each spin in vain costs one:
- * an idle memserver sleeps. Whoever else wants this processor gets it (sched_yield): it may be the client itself.
+ * an idle memserver sleeps. Whoever else wants this processor gets it (sched_yield): it may be the client itself. Where all
+ * processors are taken by others, spinning is no use.
  */
 static int wait_for(struct ms_loop *loop, struct epoll_event *events, int timeout)
 {
@@ -203,8 +206,8 @@ static int wait_for(struct ms_loop *loop, struct epoll_event *events, int timeou
 
 	if (timeout == 0)
 		return epoll_wait(loop->epoll, events, EVENTS, 0);
-	uint64_t start = now_ns();
-	if (loop->spins) {
+	uint64_t start = now_ns(), now = start;
+	if (loop->spins && start >= loop->sleepy) {
 		do {
 			for (int i = 0; i < LOOKS; i++) {
 				n = look(loop, events, &served);
@@ -213,10 +216,14 @@ static int wait_for(struct ms_loop *loop, struct epoll_event *events, int timeou
 					return n;
 				}
 			}
+			uint64_t before = now_ns();
 			sched_yield();
-		} while (now_ns() - start < SPIN_NS);
+			now = now_ns();
+			if (now - before > CROWDED_NS)
+				loop->sleepy = now + SLEEPY_NS;
+		} while (now - start < SPIN_NS && now >= loop->sleepy);
 		loop->spins--;
-		start = now_ns();
+		start = now;
 	}
 	n = epoll_wait(loop->epoll, events, EVENTS, timeout);
 	if (now_ns() - start < EARN_NS && loop->spins < SPINS_MAX)

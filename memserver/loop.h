@@ -33,6 +33,7 @@ struct ms_loop {
 	_Atomic uint32_t nconns;
 	uint64_t deadline; /* ms: no connection has to be looked at before */
 	uint32_t spins;	   /* how often it is worth to look again before sleeping */
+	uint64_t sleepy;   /* ns: no spinning before, others need the processors */
 	bool draining;
 };
 

@@ -78,6 +78,8 @@ static void fetch_done(struct io *io)
 	pthread_mutex_unlock(&pool->lock);
 	if (!io->status && server) {
 		uint64_t end = os->now();
+		count_store(pager.stat->seen_ns, start);
+		count_store(pager.stat->served_ns, end);
 		hist_add(&pager.stat->stage[STAGE_WIRE], came - io->start);
 		hist_add(&pager.stat->stage[STAGE_INSTALL], end - came);
 		hist_add(&pager.stat->kind[STAT_READ], end - start);
@@ -159,11 +161,11 @@ static int touch_resident(struct mapping *m, uint64_t page, const struct fault *
 }
 
 /* A walk through memory has come to this page. */
-static void plan_ahead(struct mapping *m, uint64_t page)
+static void plan_ahead(struct mapping *m, uint64_t page, bool ahead)
 {
 	uint64_t most = m->pool->budget / 16;
 	struct plan plans[READAHEAD_PLANS];
-	unsigned n = most < IO_PAGES / 4 ? 0 : readahead_note(m, page, most < AHEAD_MAX ? (uint32_t)most : AHEAD_MAX, plans);
+	unsigned n = most < IO_PAGES / 4 ? 0 : readahead_note(m, page, ahead, most < AHEAD_MAX ? (uint32_t)most : AHEAD_MAX, plans);
 
 	for (unsigned i = 0; i < n; i++)
 		prefetch_plan(m, &plans[i]);
@@ -188,7 +190,7 @@ static int wait_for_fetch(struct mapping *m, uint64_t page, const struct fault *
 		fault_record(STAT_SOFT, fault->start);
 	}
 	if (ahead)
-		plan_ahead(m, page);
+		plan_ahead(m, page, true);
 	return 0;
 }
 
@@ -203,7 +205,7 @@ static int serve_locked(struct mapping *m, uint64_t page, const struct fault *fa
 	case PAGE_REMOTE:
 		err = start_fetch(m, page, fault);
 		if (!err)
-			plan_ahead(m, page);
+			plan_ahead(m, page, false);
 		return err;
 	case PAGE_FETCHING:
 		return wait_for_fetch(m, page, fault);

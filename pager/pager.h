@@ -416,8 +416,8 @@ void *touch_main(void *arg);
 void place_note(uint32_t tid); /* a fault of this thread has been read */
 void place_reset(void);
 
-/* readahead.c: plans for a page that a fault asked for; ahead of it at most `most` pages. Their number. */
-unsigned readahead_note(const struct mapping *m, uint64_t page, uint32_t most, struct plan plans[READAHEAD_PLANS]);
+/* readahead.c: plans for a page that a fault asked for, which was fetched ahead or not; at most `most` pages. Their number. */
+unsigned readahead_note(const struct mapping *m, uint64_t page, bool ahead, uint32_t most, struct plan plans[READAHEAD_PLANS]);
 void readahead_reset(void);
 
 /* prefetch.c */

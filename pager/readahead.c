@@ -2,9 +2,10 @@
 /*
  * readahead.c - notices walks through memory, forwards or backwards, and says what to fetch before it is asked for.
  *
- * The idea is Linux's (mm/readahead.c, "on-demand readahead"): two misses in a row begin a stream; what it fetches ahead doubles
+ * The idea is Linux's (mm/readahead.c, "on-demand readahead"): misses in a row begin a stream; what it fetches ahead doubles
  * each time the program catches up with it; and one page of each window is left as a marker, whose touch costs little and says
- * that the window is being used. Faults at random are no streams and fetch nothing.
+ * that the window is being used. It takes three in a row, and only a page that was fetched ahead or the one behind all these
+ * carries a stream on: faults at random meet two neighbours, or the span of a stream, often enough to fetch in vain.
  *
  * Called by the fault thread alone, under pool->lock.
  */
@@ -31,21 +32,22 @@ void readahead_reset(void)
 		streams[i].mapping = 0;
 }
 
-/* Is page what the stream expects: further on than where it is, up to its end? */
-static bool follows(const struct stream *s, uint64_t page)
+static bool follows(const struct stream *s, uint64_t page, bool ahead)
 {
 	if (!s->step)
 		return page == s->at + 1 || page + 1 == s->at;
-	return s->step > 0 ? page > s->at && page <= s->end : page < s->at && page >= s->end;
+	if (!ahead)
+		return page == s->end;
+	return s->step > 0 ? page > s->at && page < s->end : page < s->at && page > s->end;
 }
 
-static struct stream *find(uint32_t mapping, uint64_t page)
+static struct stream *find(uint32_t mapping, uint64_t page, bool ahead)
 {
 	struct stream *oldest = &streams[0];
 
 	for (unsigned i = 0; i < STREAMS; i++) {
 		struct stream *s = &streams[i];
-		if (s->mapping == mapping && follows(s, page))
+		if (s->mapping == mapping && follows(s, page, ahead))
 			return s;
 		if (!s->mapping || (oldest->mapping && s->used < oldest->used))
 			oldest = s;
@@ -74,9 +76,9 @@ static uint64_t distance(const struct stream *s)
 	return s->step > 0 ? s->end - s->at - 1 : s->at - s->end - 1;
 }
 
-unsigned readahead_note(const struct mapping *m, uint64_t page, uint32_t most, struct plan plans[READAHEAD_PLANS])
+unsigned readahead_note(const struct mapping *m, uint64_t page, bool ahead, uint32_t most, struct plan plans[READAHEAD_PLANS])
 {
-	struct stream *s = find(m->id, page);
+	struct stream *s = find(m->id, page, ahead);
 	unsigned n = 0;
 
 	s->used = ++faults;
@@ -85,10 +87,12 @@ unsigned readahead_note(const struct mapping *m, uint64_t page, uint32_t most, s
 	if (!s->step) {
 		s->step = page > s->at ? 1 : -1;
 		s->end = page + (uint64_t)s->step;
+		s->at = page;
 		s->window = WINDOW_MIN / 2;
-	} else if (page == s->end) {
-		s->end += (uint64_t)s->step;
+		return 0;
 	}
+	if (page == s->end)
+		s->end += (uint64_t)s->step;
 	s->at = page;
 	if (s->window < most)
 		s->window = s->window * 2 < most ? s->window * 2 : most;

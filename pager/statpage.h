@@ -46,6 +46,7 @@ struct statpage {
 	uint64_t prefetched, evicted, written, discarded;
 	uint64_t bytes_in, bytes_out;
 	uint64_t forks;
+	uint64_t seen_ns, served_ns; /* CLOCK_MONOTONIC: when the demand read that ended last reached the pager, and when its page was in */
 	uint32_t nservers;
 	uint32_t zero;
 	struct stat_server server[STATPAGE_SERVERS];
