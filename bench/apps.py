@@ -513,6 +513,10 @@ def parse_arguments():
     arguments = parser.parse_args()
     if arguments.repeat < 1:
         parser.error("--repeat: give at least 1")
+    try:
+        applications(arguments.quick, arguments.only)
+    except Failure as failure:
+        parser.error(str(failure))
     for program in ("coal", "memserver", "libcoal-malloc.so", "bench/apps/redisload"):
         if not os.path.exists(os.path.join(arguments.build, program)):
             parser.error(f"there is no {program} in {arguments.build}: run `make bench` or `make all tests` first")
