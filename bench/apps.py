@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much slower do programs get when only a share of their memory is local?
 
-Runs each application plainly and under `coal run` with 100, 75, 50, 25 and 12.5 % of its working set resident, checks that all runs
-give the same result, and reports times, slowdowns and a picture of them. bench/README.md says what each application does.
+Runs each application plainly and under `coal run` with 100, 75, 50, 25 and 12.5 % of its working set resident, checks that all
+runs give the same result, and reports times, slowdowns and a picture of them. bench/README.md says what each application does.
 """
 import argparse
 import hashlib
@@ -60,17 +60,17 @@ def environment():
     return dict(kept, LC_ALL="C")
 
 
-def end_group(process):
-    """Ends what is left of a process group: politely, so that coal run can tidy up, then for certain."""
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, sign)
-        except ProcessLookupError:
-            break
-        try:
-            process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            pass
+def end(process):
+    """Ends a program: politely, so that coal run passes it on, writes statistics and tidies up; then its group for certain."""
+    process.terminate()
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        pass
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
     process.wait()
 
 
@@ -84,12 +84,14 @@ class Bench:
         argv = [str(a) for a in argv]
         if budget is None:
             return argv
-        return [str(self.build / "coal"), "run", "--local", str(budget), "--stats", str(self.folder / "stats.json"), "--", *argv]
+        coal, stats = str(self.build / "coal"), str(self.folder / "stats.json")
+        return [coal, "run", "--local", str(budget), "--stats", stats, "--", *argv]
 
     def start(self, argv, budget, **streams):
         if budget is not None:
             (self.folder / "stats.json").unlink(missing_ok=True)
-        return subprocess.Popen(self.command(argv, budget), env=environment(), start_new_session=True, cwd=self.folder, **streams)
+        return subprocess.Popen(self.command(argv, budget), env=environment(), start_new_session=True, cwd=self.folder,
+                                **streams)
 
     def stats(self, budget):
         path = self.folder / "stats.json"
@@ -100,17 +102,18 @@ class Bench:
         with open(self.folder / "out", "w+b") as out, open(self.folder / "err", "w+b") as err:
             began = time.monotonic()
             process = self.start(argv, budget, stdin=stdin, stdout=out, stderr=err)
-            stopped = False
             try:
                 process.wait(timeout=limit)
             except subprocess.TimeoutExpired:
-                stopped = True
-            wall = time.monotonic() - began
-            end_group(process)
+                pass
+            finally:
+                stopped, wall = process.poll() is None, time.monotonic() - began
+                end(process)
         ended = Ended(process.returncode, wall, (self.folder / "out").read_bytes(),
                       (self.folder / "err").read_text(encoding="utf-8", errors="replace"), self.stats(budget), stopped)
         if not stopped and ended.status != good:
-            raise Failure(f"{Path(argv[0]).name} ended with status {ended.status}: {ended.err.strip()[-500:] or 'it gave no reason'}")
+            reason = ended.err.strip()[-500:] or "it gave no reason"
+            raise Failure(f"{Path(argv[0]).name} ended with status {ended.status}: {reason}")
         return ended
 
 
@@ -176,7 +179,8 @@ class Sort(Application):
 
     def run(self, bench, budget):
         output = bench.folder / f"{self.name}.out"
-        ended = bench.run(["sort", "--parallel=1", "--buffer-size=256M", "-o", output, bench.folder / f"{self.name}.in"], budget)
+        source = bench.folder / f"{self.name}.in"
+        ended = bench.run(["sort", "--parallel=1", "--buffer-size=256M", "-o", output, source], budget)
         if ended.stopped:
             return self.stopped(ended)
         outcome = Outcome(ended)
@@ -201,7 +205,8 @@ class SortLogs(Sort):
     """The logs of eight machines, one after the other; each is in order of time."""
 
     def lines(self, count):
-        clock, messages = random.Random(1), ("GET /index.html 200", "POST /login 302", "GET /style.css 304", "GET /missing 404")
+        messages = ("GET /index.html 200", "POST /login 302", "GET /style.css 304", "GET /missing 404")
+        clock = random.Random(1)
         for machine in range(8):
             seconds = 0.0
             for _ in range(count // 8):
@@ -221,11 +226,13 @@ CREATE TEMP TABLE clock (at REAL);
 INSERT INTO clock VALUES (julianday('now'));
 CREATE TABLE item (id INTEGER PRIMARY KEY, name TEXT, price INTEGER, stock INTEGER);
 WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {items})
-INSERT INTO item SELECT i, printf('item %08d of the catalogue, %s', (i * 7919) % {items}, hex(i * 104729)), (i * 1299709) % 100003, 1000 FROM n;
+INSERT INTO item SELECT i, printf('item %08d of the catalogue, %s', (i * 7919) % {items}, hex(i * 104729)),
+  (i * 1299709) % 100003, 1000 FROM n;
 CREATE TABLE sale (id INTEGER PRIMARY KEY, item INTEGER, customer INTEGER, amount INTEGER, note TEXT);
 WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {sales})
 INSERT INTO sale SELECT i, (i * 15485863) % {items} + 1, (i * 32452843) % {customers}, (i * 49979687) % 997,
-  substr('leave it at the door, ring twice, mind the dog, and do not wake the neighbours; many thanks', i % 30, 40 + i % 20) FROM n;
+  substr('leave it at the door, ring twice, mind the dog, and do not wake the neighbours; many thanks', i % 30, 40 + i % 20)
+  FROM n;
 CREATE INDEX by_customer ON sale (customer);
 .output stderr
 SELECT printf('sqlite: set up in %.3f s', (julianday('now') - at) * 86400) FROM clock;
@@ -293,10 +300,8 @@ class Redis(Application):
         try:
             self.wait_until_up(server, path, log)
             ended = bench.run(self.load(bench, path), None)
-            server.terminate()
-            server.wait(timeout=20)
         finally:
-            end_group(server)
+            end(server)
             path.unlink(missing_ok=True)
         ended.stats = bench.stats(budget)
         return self.outcome(ended)
@@ -338,7 +343,7 @@ class Redis(Application):
 
 def applications(quick, only):
     """Those that `only` names (an application, or one figure of redis), or all; fewer of them when quick."""
-    chosen = [Redis(("get_zipf",)), SortRecords("sort"), Kernel("pagerank", ["--scale", "18", "--iterations", "5"])]
+    chosen = [Redis(("get_zipf",)), SortRecords("sort"), Kernel("pagerank", ["--scale", "18", "--iterations", "3"])]
     if not quick:
         chosen = [Redis(), SortRecords("sort"), SortLogs("sort_logs"), Sqlite("sqlite"), Kernel("pagerank"), Kernel("bfs"),
                   Kernel("quicksort"), Kernel("kmeans"), Kernel("scan")]
@@ -361,9 +366,10 @@ class Round:
 
     def __init__(self, bench, app, shares, progress):
         self.bench, self.app, self.progress = bench, app, progress
-        self.values, self.notes, self.checksum = {}, {}, None
-        self.plain = self.one("plain", None)
-        self.all_local = self.one(level_name(1), EVERYTHING)
+        self.plain = self.all_local = self.checksum = None
+        self.values, self.notes = {}, {}
+        self.one("plain", None)
+        self.one(level_name(1), EVERYTHING)
         working_set = self.all_local.working_set
         self.values[f"app.{app.name}.working_set_mib"] = working_set / MIB
         for share in shares[1:]:
@@ -388,7 +394,6 @@ class Round:
         times = [f"{seconds:.2f} s" for seconds in outcome.seconds.values()]
         times += [f"> {seconds:.1f} s" for seconds in outcome.at_least.values()]
         self.progress(f"{name}: {', '.join(times)}")
-        return outcome
 
     def check(self, name, level, outcome):
         """The result is that of the plain run, and what should have been remote was."""
@@ -419,8 +424,9 @@ class Round:
             self.values[f"{key}.seconds_at_least"] = seconds
             self.values[f"{key}.slowdown_at_least"] = seconds / self.all_local.seconds[figure]
             self.values[f"{key}.over_plain_at_least"] = seconds / self.plain.seconds[figure]
-            self.notes[key] = (f"stopped after {LIMIT_S} s, set-up included: its work had taken more than {seconds:.1f} s" if seconds
-                               else f"not begun when the run was stopped after {LIMIT_S} s")
+            self.notes[key] = f"stopped after {LIMIT_S} s, set-up included: its work had taken more than {seconds:.1f} s"
+            if not seconds:
+                self.notes[key] = f"not begun when the run was stopped after {LIMIT_S} s"
 
 
 def summarise(samples):
@@ -479,8 +485,8 @@ def write_plot_data(path, results, spread):
             for share in SHARES:
                 key = f"app.{figure}.{level_name(share)}"
                 if f"{key}.slowdown" in results:
-                    low, high = spread[f"{key}.slowdown"]
-                    file.write(f"{100 * share:g} {results[f'{key}.slowdown']} {low} {high} {results[f'{key}.over_plain']} NaN\n")
+                    slowdown, (low, high) = results[f"{key}.slowdown"], spread[f"{key}.slowdown"]
+                    file.write(f"{100 * share:g} {slowdown} {low} {high} {results[f'{key}.over_plain']} NaN\n")
                 elif results.get(f"{key}.slowdown_at_least", 0) > 0:
                     file.write(f"{100 * share:g} NaN NaN NaN NaN {results[f'{key}.slowdown_at_least']}\n")
             file.write("\n\n")
@@ -492,8 +498,8 @@ def plot(results, spread, out, about):
     data = os.path.join(out, "slowdown.dat")
     write_plot_data(data, results, spread)
     defines = f"data='{data}'; have='{' '.join(figures_of(results))}'; about='{about}'"
-    subprocess.run(["gnuplot", "-e", f"set output '{os.path.join(out, 'slowdown.svg')}'; {defines}", str(HERE / "slowdown.gp")],
-                   check=True)
+    output = f"set output '{os.path.join(out, 'slowdown.svg')}'"
+    subprocess.run(["gnuplot", "-e", f"{output}; {defines}", str(HERE / "slowdown.gp")], check=True)
 
 
 def parse_arguments():
@@ -507,6 +513,10 @@ def parse_arguments():
     arguments = parser.parse_args()
     if arguments.repeat < 1:
         parser.error("--repeat: give at least 1")
+    try:
+        applications(arguments.quick, arguments.only)
+    except Failure as failure:
+        parser.error(str(failure))
     for program in ("coal", "memserver", "libcoal-malloc.so", "bench/apps/redisload"):
         if not os.path.exists(os.path.join(arguments.build, program)):
             parser.error(f"there is no {program} in {arguments.build}: run `make bench` or `make all tests` first")
@@ -516,8 +526,8 @@ def parse_arguments():
 def main():
     arguments = parse_arguments()
     try:
-        measured = run(arguments.build, arguments.quick, lambda text: print(text, file=sys.stderr, flush=True), arguments.repeat,
-                       arguments.only)
+        measured = run(arguments.build, arguments.quick, lambda text: print(text, file=sys.stderr, flush=True),
+                       arguments.repeat, arguments.only)
     except Failure as failure:
         sys.exit(f"apps.py: {failure}")
     if arguments.json:

@@ -264,14 +264,17 @@ static void os_frame_done(void *frame, uint32_t n)
 	os_drop((uintptr_t)frame, (size_t)n * PAGE_SIZE);
 }
 
-/* UFFDIO_POISON (Linux 6.6); else a page of an empty file, which is SIGBUS by itself. */
+/*
+ * UFFDIO_POISON (Linux 6.6); else a page of an empty file, which is SIGBUS by itself. Neighbours take neighbouring pages of
+ * the file: the kernel makes one mapping of them, and a process may have only 65530.
+ */
 static int os_fail(uintptr_t page)
 {
 	struct uffdio_poison poison = { .range = { page, PAGE_SIZE } };
 
 	if ((features & UFFD_FEATURE_POISON) && !ioctl(uffd, UFFDIO_POISON, &poison))
 		return 0;
-	if (mmap((void *)page, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, null_fd, 0) == MAP_FAILED)
+	if (mmap((void *)page, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, null_fd, (off_t)page) == MAP_FAILED)
 		return -errno;
 	return os_wake(page, PAGE_SIZE);
 }

@@ -7,6 +7,7 @@ import math
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import redis
@@ -289,3 +290,29 @@ def test_runs_that_prove_nothing_end_the_benchmark(runs, complaint):
 def test_medians_leave_out_what_was_stopped_in_any_round():
     results, spread = apps.summarise({"a.slowdown": [1, 3, 8], "b.slowdown": [2], "b.slowdown_at_least": [7]})
     assert results == {"a.slowdown": 3, "b.slowdown_at_least": 7} and spread["a.slowdown"] == [1, 8]
+
+
+@needs_preload
+def test_a_run_over_the_limit_is_stopped_and_leaves_nothing(tmp_path):
+    bench = apps.Bench(BUILD, tmp_path, quick=True)
+    ended = bench.run([KERNELS / "kmeans", "--points", "200K", "--iterations", "1000"], 2 << 20, limit=2)
+    assert ended.stopped and ended.wall >= 2 and ended.stats["evicted"] > 0
+    assert not Path(f"/dev/shm/coal.{ended.stats['pid']}").exists() and not Path(f"/proc/{ended.stats['pid']}").exists()
+
+
+@needs_preload
+def test_a_quick_run_has_its_keys_and_a_picture(tmp_path):
+    told = []
+    measured = apps.run(BUILD, quick=True, progress=told.append, only=["redis_get_zipf"])
+    assert {"app.redis_get_zipf.local25.slowdown", "app.redis_get_zipf.local25.per_second", "app.redis_get_zipf.plain.seconds",
+            "app.redis.working_set_mib"} <= measured.results.keys()
+    assert not measured.notes and len(told) == 3
+    apps.plot(measured.results, measured.spread, tmp_path, "a test")
+    picture = (tmp_path / "slowdown.svg").read_text()
+    assert "redis_get_zipf" in picture and picture.rstrip().endswith("</svg>")
+
+
+def test_an_application_that_is_not_known_is_refused(tmp_path):
+    done = subprocess.run([ROOT / "bench" / "apps.py", "--build", BUILD, "--only", "tetris", "--out", tmp_path], capture_output=True,
+                          text=True, timeout=20, check=False)
+    assert done.returncode == 2 and "no application tetris" in done.stderr

@@ -75,7 +75,7 @@ int main(int argc, char **argv)
 	struct kernel_option options[] = {
 		[SCALE] = { "scale", "vertices, as a power of two", 17, 4, 26, NULL },
 		[DEGREE] = { "degree", "mean number of edges of a vertex", 96, 1, 250, NULL },
-		[SEARCHES] = { "searches", "searches, each from another vertex", 4, 1, 1000, NULL },
+		[SEARCHES] = { "searches", "searches, each from another vertex", 2, 1, 1000, NULL },
 		{ 0 },
 	};
 	struct graph g;

@@ -52,7 +52,7 @@ int main(int argc, char **argv)
 	struct kernel_option options[] = {
 		[SCALE] = { "scale", "vertices, as a power of two", 19, 4, 26, NULL },
 		[DEGREE] = { "degree", "mean number of edges of a vertex", 24, 1, 60, NULL },
-		[ITERATIONS] = { "iterations", "iterations", 10, 1, 1000, NULL },
+		[ITERATIONS] = { "iterations", "iterations", 5, 1, 1000, NULL },
 		{ 0 },
 	};
 	struct graph g;

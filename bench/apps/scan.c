@@ -168,7 +168,7 @@ int main(int argc, char **argv)
 	enum { ROWS, ROUNDS };
 	struct kernel_option options[] = {
 		[ROWS] = { "rows", "trips", 2 << 20, 1, 1ul << 32, NULL },
-		[ROUNDS] = { "rounds", "how often all questions are asked", 10, 1, 10000, NULL },
+		[ROUNDS] = { "rounds", "how often all questions are asked", 6, 1, 10000, NULL },
 		{ 0 },
 	};
 	static struct trips t;

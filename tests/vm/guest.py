@@ -85,7 +85,7 @@ class Guest:
     def _make_disk(path):
         with open(path, "wb") as disk:
             disk.truncate(4 << 30)
-        subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard", path], check=True)
+        subprocess.run(["/sbin/mkfs.ext4", "-q", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard", path], check=True)
 
     def _start(self, stack):
         self.link, far = (stack.enter_context(end) for end in socket.socketpair())
@@ -116,7 +116,8 @@ class Guest:
     def _line(self, deadline):
         while b"\n" not in self.pending:
             if not select.select([self.link], [], [], max(0, deadline - time.monotonic()))[0]:
-                raise self._failure("does not answer")
+                self.process.kill()  # so that those who wait for the jobs after this one need not
+                raise self._failure("did not answer in time")
             data = self.link.recv(4096)
             if not data:
                 raise self._failure("has gone")
