@@ -14,6 +14,7 @@
 
 #define BATCHES 12
 #define EVICT_BATCH 64u
+#define ROOM 4u /* pages dropped for a fault while the wire works: they take no longer than that */
 #define BUSY_NS 2000000u /* pages that were busy are looked at again after this */
 
 struct batch {
@@ -67,18 +68,17 @@ void evict_discard(struct server *server, uint64_t region_page, uint64_t n)
  * last would be the first to go, and a thread that needs two of them at once would never have both. */
 bool evict_make_room(struct pool *pool)
 {
-	uint32_t steps = 128, dropped = 0, n;
-	struct mapping *m;
-	uint64_t page;
+	uint32_t steps = 128, n = 0;
+	struct row rows[ROOM];
 
-	while (dropped < 2 && resident_victim(pool, &steps, 2, &m, &page, &n)) {
-		if (m->page[page].state == PAGE_DIRTY) {
-			resident_put_back(pool, n);
+	while (n < ROOM && resident_victim(pool, &steps, 1, &rows[n])) {
+		if (rows[n].m->page[rows[n].page].state == PAGE_DIRTY) {
+			resident_put_back(pool, 1);
 			break;
 		}
-		dropped += page_drop_clean(m, page, n) ? 0 : n;
+		n++;
 	}
-	return dropped;
+	return n && !page_drop_clean(rows, n);
 }
 
 /* ---- requests ---- */
@@ -350,17 +350,24 @@ static void sort_out(struct pool *pool, const struct run *run)
 static void evict_round(struct round *r, uint64_t target)
 {
 	struct pool *pool = r->pool;
-	uint32_t most = pool->nslots < 4 * EVICT_BATCH ? pool->nslots : 4 * EVICT_BATCH, steps = most, n;
-	struct mapping *m;
-	uint64_t page;
+	uint32_t most = pool->nslots < 4 * EVICT_BATCH ? pool->nslots : 4 * EVICT_BATCH, steps = most;
+	struct row clean[ROWS], row;
+	unsigned nclean = 0;
+	uint64_t going = 0; /* clean ones, that are dropped together */
 
-	while (r->left < EVICT_BATCH && r->nruns < RUNS && (pool->resident > pool->budget || pool->budget - pool->resident < target) &&
-	       resident_victim(pool, &steps, EVICT_BATCH - r->left, &m, &page, &n)) {
-		if (m->page[page].state == PAGE_CLEAN)
-			r->left += page_drop_clean(m, page, n) ? 0 : n;
-		else if (!take_out(r, m, page, n))
+	while (r->left < EVICT_BATCH && r->nruns < RUNS && nclean < ROWS &&
+	       pool->resident + target > pool->budget + going &&
+	       resident_victim(pool, &steps, EVICT_BATCH - r->left, &row)) {
+		if (row.m->page[row.page].state == PAGE_CLEAN) {
+			going += row.n;
+			r->left += row.n;
+			clean[nclean++] = row;
+		} else if (!take_out(r, row.m, row.page, row.n)) {
 			break;
+		}
 	}
+	if (nclean)
+		page_drop_clean(clean, nclean);
 	r->looked = most - steps;
 	if (!r->nruns)
 		return;

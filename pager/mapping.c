@@ -179,7 +179,7 @@ static void discard_pages(struct mapping *m, uint64_t page, uint64_t n, bool hol
 		page = next;
 		uint64_t stop = page + CHUNK < end ? page + CHUNK : end;
 		if (page < stop)
-			os->drop(page_addr(m, page), (stop - page) * PAGE_SIZE);
+			os->drop(&(struct iovec){ (void *)page_addr(m, page), (stop - page) * PAGE_SIZE }, 1);
 		for (; page < stop; page++)
 			page_discard(m, page, hole);
 		pthread_mutex_unlock(&pool->lock);

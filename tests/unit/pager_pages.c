@@ -109,10 +109,11 @@ static int fake_peek(uintptr_t page, void *to)
 	return 0;
 }
 
-static int fake_drop(uintptr_t page, size_t len)
+static int fake_drop(const struct iovec *pages, unsigned n)
 {
-	for (; len; page += PAGE_SIZE, len -= PAGE_SIZE)
-		at(page)->present = false;
+	for (unsigned i = 0; i < n; i++)
+		for (size_t k = 0; k < pages[i].iov_len; k += PAGE_SIZE)
+			at((uintptr_t)pages[i].iov_base + k)->present = false;
 	return 0;
 }
 
@@ -230,17 +231,16 @@ static void flush_one(uint64_t page)
 
 static void evict_one(void)
 {
-	struct mapping *who;
-	uint32_t steps = pool->nslots, n;
-	uint64_t page;
+	uint32_t steps = pool->nslots;
+	struct row row;
 
-	if (!resident_victim(pool, &steps, 1, &who, &page, &n))
+	if (!resident_victim(pool, &steps, 1, &row))
 		return;
-	assert_ptr_equal(who, m);
-	if (m->page[page].state == PAGE_CLEAN)
-		assert_int_equal(page_drop_clean(m, page, 1), 0);
+	assert_ptr_equal(row.m, m);
+	if (m->page[row.page].state == PAGE_CLEAN)
+		assert_int_equal(page_drop_clean(&row, 1), 0);
 	else
-		leave(page);
+		leave(row.page);
 }
 
 /* ---- the program ---- */
@@ -301,7 +301,7 @@ static void access_page(uint64_t page, bool write, uint64_t value)
 
 static void discard(uint64_t page)
 {
-	os->drop(page_addr(m, page), PAGE_SIZE);
+	os->drop(&(struct iovec){ (void *)page_addr(m, page), PAGE_SIZE }, 1);
 	page_discard(m, page, false);
 	model[page] = 0;
 }
