@@ -228,7 +228,7 @@ int main(int argc, char **argv)
 		[SOCKET] = { "socket", "path of redis-server's UNIX socket", 0, 0, 0, NULL },
 		[PHASE] = { "phase", "get_uniform, get_zipf, set_uniform, set_zipf, or all of them (all)", 0, 0, 0, "all" },
 		[KEYS] = { "keys", "keys, of 1 KiB each", 40000, 1, 1u << 30, NULL },
-		[OPERATIONS] = { "operations", "timed requests of a phase; as many before it are not timed", 20000, 1, 1u << 30, NULL },
+		[OPERATIONS] = { "operations", "timed requests of a phase; as many before it are not timed", 12000, 1, 1u << 30, NULL },
 		{ 0 },
 	};
 	struct load l = { 0 };
