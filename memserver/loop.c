@@ -20,7 +20,7 @@
 #define SPIN_NS 50000u
 #define EARN_NS 200000u /* a request after so short a sleep is one of a series, slow only because we slept */
 #define SPINS_MAX 8u
-#define CROWDED_NS 150000u /* who yields and comes back after this long has met somebody that computes */
+#define CROWDED_NS 1500000u /* who yields and comes back after this long has met somebody that computes */
 #define SLEEPY_NS 50000000u /* then we don't spin for this long: who sleeps is woken sooner than who has yielded */
 #define LOOKS 4 /* of which one is at all connections, before the processor is offered to others */
 

@@ -14,7 +14,8 @@
 
 #define BATCHES 12
 #define EVICT_BATCH 64u
-#define ROOM 4u /* pages dropped for a fault while the wire works: they take no longer than that */
+#define ROOM 4u       /* pages that leave for a fault while the wire works: they take no longer than that */
+#define WRITES_MIN 16u /* are sent together */
 #define BUSY_NS 2000000u /* pages that were busy are looked at again after this */
 
 struct batch {
@@ -62,23 +63,6 @@ void evict_discard(struct server *server, uint64_t region_page, uint64_t n)
 		*next = (struct coal_wire_run){ .page = region_page, .npages = (uint32_t)n };
 		server->ndiscard++;
 	}
-}
-
-/* Only as far as the next modified page, which the evict thread has to write: if they were passed over, the pages that came
- * last would be the first to go, and a thread that needs two of them at once would never have both. */
-bool evict_make_room(struct pool *pool)
-{
-	uint32_t steps = 128, n = 0;
-	struct row rows[ROOM];
-
-	while (n < ROOM && resident_victim(pool, &steps, 1, &rows[n])) {
-		if (rows[n].m->page[rows[n].page].state == PAGE_DIRTY) {
-			resident_put_back(pool, 1);
-			break;
-		}
-		n++;
-	}
-	return n && !page_drop_clean(rows, n);
 }
 
 /* ---- requests ---- */
@@ -187,6 +171,7 @@ static void queue_write(struct pool *pool, uint32_t frame)
 	else
 		pool->write_first = frame + 1;
 	pool->write_last = frame + 1;
+	pool->nwrites++;
 }
 
 static uint32_t next_write(struct pool *pool)
@@ -196,6 +181,7 @@ static uint32_t next_write(struct pool *pool)
 	pool->write_first = pool->frames.frame[frame].next;
 	if (!pool->write_first)
 		pool->write_last = 0;
+	pool->nwrites--;
 	return frame;
 }
 
@@ -306,7 +292,7 @@ static bool take_out(struct round *r, struct mapping *m, uint64_t page, uint32_t
 		give_back(frames, frame, got, true); /* the copy of a page may be in the first */
 		r->busy += left == -EBUSY;
 		for (uint32_t i = 0; left == -EBUSY && i < n; i++)
-			touch_soon(page_addr(m, page + i));
+			touch_soon(m, page + i);
 		return true;
 	}
 	give_back(frames, frame + (uint32_t)left, got - (uint32_t)left, false);
@@ -346,45 +332,67 @@ static void sort_out(struct pool *pool, const struct run *run)
 	pool->sorting -= run->n;
 }
 
-/* Have `target` slots free, or come nearer to it. Under pool->lock, which is let go for a while. */
-static void evict_round(struct round *r, uint64_t target)
+/* Until `target` slots are free, or `most` pages have left. */
+static void choose(struct round *r, uint32_t most, uint64_t target)
 {
 	struct pool *pool = r->pool;
-	uint32_t most = pool->nslots < 4 * EVICT_BATCH ? pool->nslots : 4 * EVICT_BATCH, steps = most;
+	uint32_t slots = pool->nslots < 4 * EVICT_BATCH ? pool->nslots : 4 * EVICT_BATCH, steps = slots;
 	struct row clean[ROWS], row;
 	unsigned nclean = 0;
 	uint64_t going = 0; /* clean ones, that are dropped together */
 
-	while (r->left < EVICT_BATCH && r->nruns < RUNS && nclean < ROWS &&
-	       pool->resident + target > pool->budget + going &&
-	       resident_victim(pool, &steps, EVICT_BATCH - r->left, &row)) {
+	while (r->left < most && r->nruns < RUNS && nclean < ROWS && !(r->left && pool->urgent) &&
+	       pool->resident + target > pool->budget + going && resident_victim(pool, &steps, most - r->left, &row)) {
 		if (row.m->page[row.page].state == PAGE_CLEAN) {
 			going += row.n;
 			r->left += row.n;
 			clean[nclean++] = row;
-		} else if (!take_out(r, row.m, row.page, row.n)) {
+		} else if (paused || !take_out(r, row.m, row.page, row.n)) {
 			break;
 		}
 	}
 	if (nclean)
 		page_drop_clean(clean, nclean);
-	r->looked = most - steps;
+	r->looked = slots - steps;
+}
+
+/* Under pool->lock, which is let go for a while. */
+static void evict_round(struct round *r, uint64_t target)
+{
+	choose(r, EVICT_BATCH, target);
 	if (!r->nruns)
 		return;
-	pthread_mutex_unlock(&pool->lock);
+	pthread_mutex_unlock(&r->pool->lock);
 	for (unsigned i = 0; i < r->nruns; i++)
-		look_at(pool, &r->run[i]);
-	pthread_mutex_lock(&pool->lock);
+		look_at(r->pool, &r->run[i]);
+	pthread_mutex_lock(&r->pool->lock);
 	for (unsigned i = 0; i < r->nruns; i++)
-		sort_out(pool, &r->run[i]);
+		sort_out(r->pool, &r->run[i]);
+}
+
+/* The evict thread shares a processor with somebody, perhaps with the memserver. A few pages at a time can leave for free while
+ * the wire works, here where the fault is waited for; what they need is only to be sent. */
+bool evict_make_room(struct pool *pool)
+{
+	struct round r = { .pool = pool };
+
+	choose(&r, ROOM, pool->budget);
+	for (unsigned i = 0; i < r.nruns; i++) {
+		look_at(pool, &r.run[i]);
+		sort_out(pool, &r.run[i]);
+	}
+	if (r.busy)
+		touch_start();
+	if (pool->nwrites >= WRITES_MIN || r.starved)
+		evict_kick(pool);
+	return r.left > 0;
 }
 
 bool evict_pages(struct pool *pool, uint64_t want)
 {
 	struct round r = { .pool = pool };
 
-	if (!paused)
-		evict_round(&r, want);
+	evict_round(&r, want);
 	if (pool->write_first)
 		evict_kick(pool);
 	return pool->resident + want <= pool->budget;

@@ -54,6 +54,13 @@ static void smooth_rtt(struct stat_server *stat, uint64_t ns)
 	stat->rtt_ns = old ? (uint32_t)((7ull * old + ns) / 8) : (uint32_t)ns;
 }
 
+static void lock_for_fault(struct pool *pool)
+{
+	pool->urgent++;
+	pthread_mutex_lock(&pool->lock);
+	pool->urgent--;
+}
+
 static void fetch_done(struct io *io)
 {
 	struct pool *pool = io->pool;
@@ -65,7 +72,7 @@ static void fetch_done(struct io *io)
 	/* A page that is going to be stored to is compared when it leaves; for others the first store is caught. */
 	if (!io->status && (m->page[page].flags & (PF_WANT_WRITE | PF_WRITTEN)))
 		f->hash = page_hash(frame_memory(&pool->frames, frame));
-	pthread_mutex_lock(&pool->lock);
+	lock_for_fault(pool);
 	struct server *server = page_server(m, page);
 	if (io->status && server)
 		server_complain(server, page_addr(m, page));
@@ -261,7 +268,7 @@ static int serve(const struct fault *fault, bool last)
 	}
 	struct pool *pool = m->pool;
 	uint64_t page = (fault->addr - m->base) >> PAGE_SHIFT;
-	pthread_mutex_lock(&pool->lock);
+	lock_for_fault(pool);
 	err = serve_locked(m, page, fault);
 	if (err == -EAGAIN && pool->resident >= pool->budget && evict_make_room(pool))
 		err = serve_locked(m, page, fault);

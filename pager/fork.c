@@ -319,6 +319,7 @@ int fork_adopt(void)
 		if (!pool)
 			continue;
 		pthread_mutex_init(&pool->lock, NULL);
+		pool->urgent = 0;
 		pool->evict_wanted = false;
 		pool->slot_waiters = false;
 		pool->want_credit = false;

@@ -12,7 +12,7 @@
 #include <errno.h>
 
 #define WORD 64u
-#define SHED 16u /* frames, when one more would be too many */
+#define SHED 24u /* rows of frames */
 
 static bool bit(const uint64_t *map, uint32_t i)
 {
@@ -88,18 +88,22 @@ static uint32_t find_run(const struct frames *f, const uint64_t *map, const uint
 	return best;
 }
 
-/* Give the memory of frames that nobody uses back to the kernel, a run at a time, until `want` frames may be filled. */
+/* Give the memory of frames that nobody uses back to the kernel, many at once, until `want` more may be filled. */
 static void shed(struct frames *f, uint32_t want)
 {
 	while (f->nfull && (f->leaving + f->nfull + want > f->limit || f->nempty < want)) {
-		uint32_t first = 0, n = find_run(f, f->full, f->full, want ? want : SHED, &first);
-		os->frame_done(frame_memory(f, first), n);
-		for (uint32_t i = first; i < first + n; i++) {
-			flip(f->full, i);
-			flip(f->empty, i);
+		struct iovec rows[SHED];
+		uint32_t n = 0;
+		for (uint32_t first, k; n < SHED && (k = find_run(f, f->full, f->full, SHED, &first)); n++) {
+			rows[n] = (struct iovec){ frame_memory(f, first), (size_t)k * PAGE_SIZE };
+			for (uint32_t i = first; i < first + k; i++) {
+				flip(f->full, i);
+				flip(f->empty, i);
+			}
+			f->nfull -= k;
+			f->nempty += k;
 		}
-		f->nfull -= n;
-		f->nempty += n;
+		os->drop(rows, n);
 	}
 }
 

@@ -280,15 +280,8 @@ static int os_give(uintptr_t page, void *frame, uint32_t n, bool *moved)
 	return err ? err : 1;
 }
 
-static void os_frame_done(void *frame, uint32_t n)
-{
-	drop_one(frame, (size_t)n * PAGE_SIZE);
-}
-
-/*
- * UFFDIO_POISON (Linux 6.6); else a page of an empty file, which is SIGBUS by itself. Neighbours take neighbouring pages of
- * the file: the kernel makes one mapping of them, and a process may have only 65530.
- */
+/* UFFDIO_POISON (Linux 6.6); else a page of an empty file, which is SIGBUS by itself. Neighbours map neighbouring pages of the file,
+ * so that the kernel can merge them. */
 static int os_fail(uintptr_t page)
 {
 	struct uffdio_poison poison = { .range = { page, PAGE_SIZE } };
@@ -311,6 +304,6 @@ static bool os_present(uintptr_t page)
 
 static const struct os_ops linux_ops = {
 	.now = os_now, .copy = os_copy, .unprotect = os_unprotect, .protect = os_protect, .wake = os_wake, .take = os_take,
-	.give = os_give, .drop = os_drop, .peek = os_peek, .fail = os_fail, .present = os_present, .frame_done = os_frame_done,
+	.give = os_give, .drop = os_drop, .peek = os_peek, .fail = os_fail, .present = os_present,
 };
 const struct os_ops *os = &linux_ops;

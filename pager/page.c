@@ -6,7 +6,7 @@
  */
 #include "pager.h"
 #include <errno.h>
-#include <xxh_x86dispatch.h>
+#include <xxhash.h>
 
 static const uint8_t zeros[PAGE_SIZE] __attribute__((aligned(PAGE_SIZE)));
 
@@ -116,24 +116,21 @@ static void arrive(struct mapping *m, uint64_t page, uint32_t frame, enum page_s
 }
 
 /* Map a page that has come. One whose hash is known may be written to at once; else its first store has to be noticed. */
-static int map_fetched(struct mapping *m, uint64_t page, uint32_t frame, bool *full)
+static int map_fetched(struct mapping *m, uint64_t page, uint32_t frame)
 {
 	struct frames *frames = &m->pool->frames;
-	bool moved = false, write = frames->frame[frame].hash || (m->page[page].flags & PF_WANT_WRITE);
-	int err = write ? os->give(page_addr(m, page), frame_memory(frames, frame), 1, &moved) :
-			  os->copy(page_addr(m, page), frame_memory(frames, frame), true);
+	bool write = frames->frame[frame].hash || (m->page[page].flags & PF_WANT_WRITE);
+	int err = os->copy(page_addr(m, page), frame_memory(frames, frame), !write); /* one page is copied sooner than moved */
 
-	*full = !moved;
-	if (err >= 0)
+	if (!err)
 		arrive(m, page, frame, write ? PAGE_DIRTY : PAGE_CLEAN);
-	return err < 0 ? err : 0;
+	return err;
 }
 
 static void finish_one(struct mapping *m, uint64_t page, uint32_t frame, int status)
 {
 	struct page *p = &m->page[page];
 	struct pool *pool = m->pool;
-	bool full = true;
 
 	if (!is_coming(m, page, frame)) {
 		slot_release(pool, pool->frames.frame[frame].slot);
@@ -143,7 +140,7 @@ static void finish_one(struct mapping *m, uint64_t page, uint32_t frame, int sta
 	}
 	bool wanted = !(p->flags & PF_PREFETCH);
 	if (!status)
-		status = map_fetched(m, page, frame, &full);
+		status = map_fetched(m, page, frame);
 	if (status) {
 		p->flags &= (uint8_t) ~(PF_WANT_WRITE | PF_PREFETCH);
 		slot_release(pool, pool->frames.frame[frame].slot);
@@ -153,7 +150,7 @@ static void finish_one(struct mapping *m, uint64_t page, uint32_t frame, int sta
 		else
 			page_fail(m, page);
 	}
-	frame_received(&pool->frames, frame, full);
+	frame_received(&pool->frames, frame, true);
 	pager_assert(page_sanity(m, page));
 }
 

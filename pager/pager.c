@@ -21,7 +21,7 @@
 
 #define LOOKS 8 /* at the wire, between two looks at anything else */
 #define SPIN_NS 50000u /* polling for a reply: a good round trip is far below, a bad one far above */
-#define CROWDED_NS 150000u /* who yields and comes back after this long has met somebody that computes */
+#define CROWDED_NS 1500000u /* who yields and comes back after this long has met somebody that computes */
 #define SLEEPY_NS 50000000u /* then we don't poll for this long: who sleeps is woken sooner than who has yielded */
 
 struct pager pager;

@@ -76,7 +76,6 @@ struct os_ops {
 	int (*peek)(uintptr_t page, void *to);    /* copy the bytes of a page that is mapped */
 	int (*fail)(uintptr_t page);              /* from now on touching the page is SIGBUS; wakes */
 	bool (*present)(uintptr_t page);
-	void (*frame_done)(void *frame, uint32_t n); /* empty frames in a row */
 };
 extern const struct os_ops *os;
 int os_open_uffd(void);
@@ -95,6 +94,7 @@ enum page_state { PAGE_ZERO, PAGE_REMOTE, PAGE_FETCHING, PAGE_CLEAN, PAGE_DIRTY,
 #define PF_WANT_WRITE 0x04u /* FETCHING: a store waits, install writable */
 #define PF_PREFETCH 0x08u   /* FETCHING: nobody waits yet */
 #define PF_OUTDATED 0x10u   /* discarded while a write was in flight: what that write stores is discarded after it */
+#define PF_TOUCH 0x40u      /* touch.c is going to make it this process's own */
 #define PF_WRITTEN 0x20u    /* was modified when it was here last: it comes back writable, and by its hash we see if it changed */
 
 struct page {
@@ -271,6 +271,7 @@ struct plan {
 
 struct pool {
 	pthread_mutex_t lock; /* page states, slots, frames, promises of this pool */
+	_Atomic unsigned urgent; /* a fault waits for the lock: who holds it for many pages lets it go */
 	struct coal_key key;
 	uint64_t fail_ns;
 	uint64_t budget; /* pages; coal_pool_stats reads it without the lock */
@@ -284,6 +285,7 @@ struct pool {
 	bool met_busy;           /* evict thread: one of them held a page that can't leave now */
 	struct frames frames;
 	uint32_t write_first, write_last; /* frames that wait to be written, + 1 */
+	uint32_t nwrites;                 /* those */
 	uint32_t sorting;                 /* frames that have left and are being looked at */
 	struct plan plan[PLANS + 1];
 	uint32_t marker[MARKERS]; /* frames with pages that have come and wait to be touched, + 1; in the order they came */
@@ -417,7 +419,7 @@ void server_complain(struct server *server, uintptr_t page);
 void *connect_main(void *arg);
 
 /* touch.c: make pages that a fork shares this process's own */
-void touch_soon(uintptr_t page);
+void touch_soon(struct mapping *m, uint64_t page);
 void touch_start(void);
 void *touch_main(void *arg);
 
@@ -440,7 +442,7 @@ void *fault_main(void *arg);
 void fault_record(enum stat_kind kind, uint64_t start);
 void fault_reset_in_child(void);
 void *evict_main(void *arg);
-bool evict_make_room(struct pool *pool); /* under lock: drop clean pages for a fault; true if a slot is free now */
+bool evict_make_room(struct pool *pool); /* under lock: have a few pages leave for a fault; true if a slot is free now */
 uint64_t evict_low(const struct pool *pool); /* fewer free slots than this: time to evict */
 bool evict_pages(struct pool *pool, uint64_t want); /* under lock, which is let go for a while: have slots free; false: too few */
 void evict_kick(struct pool *pool);

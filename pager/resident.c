@@ -115,7 +115,7 @@ static bool may_leave(const struct mapping *m, uint64_t page)
 	const struct page *p = &m->page[page];
 	const struct server *server = page_server(m, page);
 
-	if ((p->state != PAGE_CLEAN && p->state != PAGE_DIRTY) || p->pins || (p->flags & PF_WRITING))
+	if ((p->state != PAGE_CLEAN && p->state != PAGE_DIRTY) || p->pins || (p->flags & (PF_WRITING | PF_TOUCH)))
 		return false;
 	/* What belongs to a lost memserver is nowhere but here. */
 	if (p->state == PAGE_DIRTY || (p->flags & PF_STORED))

@@ -111,9 +111,15 @@ static int fake_peek(uintptr_t page, void *to)
 
 static int fake_drop(const struct iovec *pages, unsigned n)
 {
-	for (unsigned i = 0; i < n; i++)
-		for (size_t k = 0; k < pages[i].iov_len; k += PAGE_SIZE)
-			at((uintptr_t)pages[i].iov_base + k)->present = false;
+	for (unsigned i = 0; i < n; i++) {
+		for (size_t k = 0; k < pages[i].iov_len; k += PAGE_SIZE) {
+			uint8_t *page = (uint8_t *)pages[i].iov_base + k;
+			if (page >= pool->frames.memory && page < pool->frames.memory + pool->frames.count * PAGE_SIZE)
+				*(uint64_t *)page = 0xdead; /* whoever looks at it again will notice */
+			else
+				at((uintptr_t)page)->present = false;
+		}
+	}
 	return 0;
 }
 
@@ -128,15 +134,9 @@ static bool fake_present(uintptr_t page)
 	return at(page)->present;
 }
 
-static void fake_frame_done(void *frame, uint32_t n)
-{
-	for (uint32_t i = 0; i < n; i++)
-		*(uint64_t *)((char *)frame + i * PAGE_SIZE) = 0xdead; /* whoever looks at it again will notice */
-}
-
 static const struct os_ops fake = {
 	.now = fake_now, .copy = fake_copy, .unprotect = fake_unprotect, .protect = fake_unprotect, .wake = fake_wake,
-	.take = fake_take, .give = fake_give, .peek = fake_peek, .drop = fake_drop, .fail = fake_fail, .present = fake_present, .frame_done = fake_frame_done,
+	.take = fake_take, .give = fake_give, .peek = fake_peek, .drop = fake_drop, .fail = fake_fail, .present = fake_present,
 };
 
 /* ---- the memserver and its lanes ---- */
