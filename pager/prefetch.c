@@ -65,6 +65,18 @@ static void install(struct mapping *m, uint64_t page, uint32_t frame, uint32_t n
 		page_finish_fetch(m, marker + 1, frame + before + 1, n - before - 1, status);
 }
 
+static void count_read(struct pool *pool, struct server *server, uint32_t n)
+{
+	uint64_t bytes = (uint64_t)n * PAGE_SIZE;
+
+	pool_count(pool, prefetched, n);
+	pool_count(pool, bytes_in, bytes);
+	stat_add(prefetched, n);
+	stat_add(bytes_in, bytes);
+	__atomic_fetch_add(&server->stat->bytes_in, bytes, __ATOMIC_RELAXED);
+	__atomic_fetch_add(&server->stat->requests, 1, __ATOMIC_RELAXED);
+}
+
 static void read_done(struct io *io)
 {
 	struct read *r = (struct read *)io;
@@ -77,6 +89,8 @@ static void read_done(struct io *io)
 
 	for (uint32_t i = 0; !io->status && i < n; i++)
 		pool->frames.frame[first + i].hash = page_hash(frame_memory(&pool->frames, first + i));
+	if (!io->status) /* before a thread wakes, so that it finds them counted */
+		count_read(pool, server, n);
 	pthread_mutex_lock(&pool->lock);
 	for (uint32_t i = 0; i < n; i++)
 		start[i] = pool->frames.frame[first + i].start;
@@ -87,14 +101,6 @@ static void read_done(struct io *io)
 	for (uint32_t i = 0; !io->status && i < n; i++)
 		if (start[i])
 			fault_record(STAT_READ, start[i]); /* it was late: a thread waited */
-	if (!io->status) {
-		pool_count(pool, prefetched, n);
-		pool_count(pool, bytes_in, (uint64_t)n * PAGE_SIZE);
-		stat_add(prefetched, n);
-		stat_add(bytes_in, (uint64_t)n * PAGE_SIZE);
-		__atomic_fetch_add(&server->stat->bytes_in, (uint64_t)n * PAGE_SIZE, __ATOMIC_RELAXED);
-		__atomic_fetch_add(&server->stat->requests, 1, __ATOMIC_RELAXED);
-	}
 	r->busy = false;
 	under_way--;
 	if (waiters)
