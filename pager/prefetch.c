@@ -25,7 +25,8 @@ void prefetch_plan(struct mapping *m, const struct plan *plan)
 	if (pool->nplans == PLANS)
 		return;
 	m->inflight++;
-	pool->plan[pool->nplans++] = *plan;
+	pool->plan[pool->nplans] = *plan;
+	count_store(pool->nplans, pool->nplans + 1);
 }
 
 /* One that a walk never came to is installed when its place is needed. */
@@ -158,7 +159,7 @@ static bool start_read(struct pool *pool, struct plan *plan)
 static void drop_plan(struct pool *pool)
 {
 	pager.mapping[pool->plan[0].mapping].inflight--;
-	pool->nplans--;
+	count_store(pool->nplans, pool->nplans - 1);
 	for (unsigned i = 0; i < pool->nplans; i++)
 		pool->plan[i] = pool->plan[i + 1];
 }
