@@ -260,7 +260,7 @@ static int ask_pages(int fd, struct series *s, uint64_t n, int flags)
 
 static int floor_rtt(struct series *s, uint64_t n, bool tcp, int server_cpu, int client_flags, int server_flags)
 {
-	int pair[2];
+	int pair[2] = { -1, -1 };
 	int err = socket_pair(tcp, pair);
 	pid_t pid;
 

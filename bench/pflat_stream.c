@@ -106,7 +106,7 @@ out:
 
 int floor_stream(const struct cpus *cpus, bool tcp, double *bytes_per_second)
 {
-	int pair[2];
+	int pair[2] = { -1, -1 };
 	int err = socket_pair(tcp, pair);
 	pid_t pid;
 

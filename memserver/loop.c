@@ -206,7 +206,7 @@ static int wait_for(struct ms_loop *loop, struct epoll_event *events, int timeou
 
 	if (timeout == 0)
 		return epoll_wait(loop->epoll, events, EVENTS, 0);
-	uint64_t start = now_ns(), now = start;
+	uint64_t start = now_ns(), now;
 	if (loop->spins && start >= loop->sleepy) {
 		do {
 			for (int i = 0; i < LOOKS; i++) {

@@ -216,11 +216,6 @@ static int os_drop(const struct iovec *pages, unsigned n)
 	return 0;
 }
 
-static int drop_one(void *page, size_t len)
-{
-	return os_drop(&(struct iovec){ page, len }, 1);
-}
-
 static int os_peek(uintptr_t page, void *to)
 {
 	ssize_t n = pread(mem_fd, to, PAGE_SIZE, (off_t)page);
@@ -236,7 +231,7 @@ static int take_by_copy(uintptr_t page, void *frame)
 		return -EBUSY;
 	err = os_peek(page, frame);
 	if (!err)
-		err = drop_one((void *)page, PAGE_SIZE);
+		err = os_drop(&(struct iovec){ (void *)page, PAGE_SIZE }, 1);
 	if (!err)
 		return 1;
 	os_unprotect(page, PAGE_SIZE);

@@ -16,7 +16,6 @@ struct read {
 };
 
 static struct read reads[READS];
-static unsigned under_way;
 
 void prefetch_plan(struct mapping *m, const struct plan *plan)
 {
@@ -103,7 +102,6 @@ static void read_done(struct io *io)
 		if (start[i])
 			fault_record(STAT_READ, start[i]); /* it was late: a thread waited */
 	r->busy = false;
-	under_way--;
 	if (waiters)
 		pager_kick(LANE_FAULT);
 }
@@ -151,7 +149,6 @@ static bool start_read(struct pool *pool, struct plan *plan)
 	r->io.server = (uint32_t)(server - pool->server);
 	r->io.deadline = server_deadline(server);
 	r->busy = true;
-	under_way++;
 	lane_submit(&server->lane[LANE_PREFETCH], &r->io);
 	return true;
 }
@@ -207,5 +204,4 @@ void prefetch_reset_in_child(void)
 {
 	for (unsigned i = 0; i < READS; i++)
 		reads[i].busy = false;
-	under_way = 0;
 }
